@@ -1,0 +1,36 @@
+"""dsocr: fine-tune DeepSeek-OCR (v1, v2) and Unlimited-OCR on your own handwriting.
+
+Importing this package is light: torch and transformers are imported when one of the names below is first used.
+
+    >>> import dsocr
+    >>> model = dsocr.load_model("deepseek-ai/DeepSeek-OCR", dtype="bfloat16")  # doctest: +SKIP
+    >>> processor = dsocr.OcrProcessor.from_pretrained("deepseek-ai/DeepSeek-OCR")  # doctest: +SKIP
+    >>> model = dsocr.load_adapter(model, "outputs/my_adapter")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "OcrCollator": "dsocr.collator",
+    "OcrProcessor": "dsocr.processor",
+    "load_adapter": "dsocr.models",
+    "load_model": "dsocr.models",
+    "load_ocr_dataset": "dsocr.data",
+    "make_peft_safe": "dsocr.wrapper",
+    "native_config": "dsocr.models",
+    "remove_peft_safe": "dsocr.wrapper",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'dsocr' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,25 @@
+"""Loading DeepSeek-OCR checkpoints and adapters. Importing this package repairs two checkpoint rules of transformers
+(see `dsocr.models.checkpoint_rules`); that is its only side effect."""
+
+from dsocr.models.checkpoint_rules import repair_checkpoint_rules
+
+
+repair_checkpoint_rules()
+
+from dsocr.models.adapters import load_adapter, save_adapter_card  # noqa: E402
+from dsocr.models.config import model_version, native_config  # noqa: E402
+from dsocr.models.freezing import freeze_vision, vision_parameters  # noqa: E402
+from dsocr.models.loading import ModelLoadError, load_model  # noqa: E402
+
+
+__all__ = [
+    "ModelLoadError",
+    "freeze_vision",
+    "load_adapter",
+    "load_model",
+    "model_version",
+    "native_config",
+    "repair_checkpoint_rules",
+    "save_adapter_card",
+    "vision_parameters",
+]

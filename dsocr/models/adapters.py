@@ -1,0 +1,133 @@
+"""Saving what an adapter belongs to, and loading an adapter strictly."""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "dsocr_adapter.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over small, never quantised tensors of the base (routers, norms, separators), rounded to bf16.
+
+    Two checkpoints of one architecture (v1 and Unlimited-OCR, say) have the same names and shapes, so shapes alone
+    cannot tell that an adapter is put on the wrong base. The value is the same for an fp32, a bf16 and a 4-bit copy.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        small = name.endswith(("mlp.gate.weight", "layernorm.weight", "view_separator", "language_model.norm.weight"))
+        if small and not parameter.is_meta:
+            digest.update(name.encode())
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter_card(folder: str | Path, model: nn.Module, **fields) -> Path:
+    """Write `dsocr_adapter.json` beside an adapter: its base's fingerprint and whatever else `fields` holds
+    (model name, revision, image mode, prompt), so that loading it needs no second guess."""
+    path = Path(folder) / CARD_NAME
+    card = {"base_fingerprint": base_fingerprint(model), **fields}
+    path.write_text(json.dumps(card, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def read_adapter_card(folder: str | Path) -> dict:
+    """The content of `dsocr_adapter.json`, `{}` when the adapter was saved by another tool."""
+    path = Path(folder) / CARD_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no adapter_config.json; give the folder that the training run wrote.")
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; adapters in pickle files (.bin) are not loaded.")
+    try:
+        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_NAME} is damaged or half-written: {error}") from error
+
+
+def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapter_name: str, folder: Path) -> None:
+    loaded = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    missing, unexpected = sorted(loaded.keys() - stored.keys()), sorted(stored.keys() - loaded.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder}: the adapter does not fit this base model: {len(missing)} of its tensors missing "
+            f"({', '.join(missing[:3])}), {len(unexpected)} unexpected ({', '.join(unexpected[:3])})."
+        )
+    differing = [
+        key
+        for key, tensor in stored.items()
+        if not torch.equal(loaded[key].detach().cpu(), tensor.to(loaded[key].dtype))
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder}: {len(differing)} of {len(stored)} adapter tensors did not reach the model "
+            f"({', '.join(differing[:3])}). The checkpoint rules of transformers may have changed; "
+            "see dsocr/models/checkpoint_rules.py."
+        )
+
+
+def load_adapter(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    allow_other_base: bool = False,
+) -> PeftModel:
+    """Put a saved adapter on a base model, and prove that every tensor arrived.
+
+    Args:
+        model: The bare base model, or a `PeftModel` that gets one adapter more.
+        path: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        adapter_name: Name inside the `PeftModel`.
+        is_trainable: Whether the adapter's parameters require a gradient.
+        allow_other_base: Load it although it was trained on a base with other weights.
+
+    Returns:
+        The `PeftModel`.
+
+    Raises:
+        FileNotFoundError: when a file of the adapter is missing.
+        ValueError: when a tensor is missing, unexpected, of another shape or did not arrive, or when the adapter was
+            trained on another base.
+    """
+    folder = Path(path)
+    stored = _stored_tensors(folder)
+    card = read_adapter_card(folder)
+    if "base_fingerprint" in card and not allow_other_base and card["base_fingerprint"] != base_fingerprint(model):
+        raise ValueError(
+            f"{folder} was trained on another base model: {card.get('base_model_name_or_path')!r}, revision "
+            f"{card.get('revision')!r}. Load that one (or pass allow_other_base=True if you know what you do)."
+        )
+    try:
+        with warnings.catch_warnings():
+            # PEFT warns where `_check_every_tensor` raises.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            if isinstance(model, PeftModel):
+                model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
+                model.set_adapter(adapter_name)
+            else:
+                model = PeftModel.from_pretrained(
+                    model, folder, adapter_name=adapter_name, is_trainable=is_trainable
+                )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder}: the adapter does not fit this base model: {error}") from error
+    _check_every_tensor(model, stored, adapter_name, folder)
+    logger.info("loaded adapter %s: %d tensors, every one checked", folder, len(stored))
+    return model

@@ -1,0 +1,140 @@
+"""Strict loading of a base model through transformers' native classes."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from transformers import (
+    DeepseekOcr2ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    UnlimitedOcrForConditionalGeneration,
+)
+from transformers.utils import cached_file
+
+from dsocr.models.config import PAD_TOKEN_ID, native_config
+
+
+logger = logging.getLogger(__name__)
+
+MODEL_CLASSES = {
+    "unlimited_ocr": UnlimitedOcrForConditionalGeneration,
+    "deepseek_ocr2": DeepseekOcr2ForConditionalGeneration,
+}
+
+
+class ModelLoadError(ValueError):
+    """A checkpoint whose tensors are not exactly those of the model, or that is not there."""
+
+
+def read_raw_config(name_or_path: str, revision: str | None = None) -> dict:
+    """The parsed `config.json` of a Hub id or a local folder.
+
+    Raises:
+        ModelLoadError: when there is no such folder, Hub id or file.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        path = folder / "config.json"
+        if not path.is_file():
+            adapter = (folder / "adapter_config.json").is_file()
+            raise ModelLoadError(
+                f"{folder} has no config.json. "
+                + (
+                    "It holds an adapter: give its base model with --model_name_or_path, and load the adapter with "
+                    "dsocr.load_adapter()."
+                    if adapter
+                    else "Give the folder of a DeepSeek-OCR checkpoint (config.json and *.safetensors)."
+                )
+            )
+    else:
+        try:
+            path = cached_file(name_or_path, "config.json", revision=revision)
+        except OSError as error:
+            raise ModelLoadError(
+                f"{name_or_path!r} is neither a local folder nor a model id that can be reached on the Hub"
+                f" (revision {revision or 'main'}): {error}"
+            ) from error
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """`"bfloat16"` -> `torch.bfloat16`; `"auto"` stays.
+
+    Raises:
+        ValueError: when it is not the name of a floating-point type.
+    """
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    parsed = getattr(torch, dtype, None)
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is not one of auto, bfloat16, float16, float32.")
+    return parsed
+
+
+def _raise_on_difference(name: str, info: dict) -> None:
+    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    problems = {kind: keys for kind, keys in problems.items() if keys}
+    if problems or info.get("error_msgs"):
+        listing = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items())
+        raise ModelLoadError(
+            f"{name}: the checkpoint does not hold exactly the model's tensors ({listing or info['error_msgs']}). "
+            "A download that broke off, or another model's weights?"
+        )
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    config: PreTrainedConfig | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    device_map: str | dict | None = None,
+    quantization_config=None,
+) -> PreTrainedModel:
+    """Load DeepSeek-OCR v1, v2 or Unlimited-OCR, from upstream's or the native layout, without remote code.
+
+    Args:
+        name_or_path: Hub id, or local folder with `config.json` and `*.safetensors`.
+        config: A native config to use instead of the checkpoint's own, translated one.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
+        attn_implementation: `"sdpa"` (default) or `"eager"`.
+        device_map: As in transformers; `None` loads on the CPU.
+        quantization_config: As in transformers.
+
+    Returns:
+        The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` say what was loaded.
+
+    Raises:
+        ModelLoadError: when the checkpoint is not there, or a tensor is missing, unexpected or of another shape.
+        ValueError: when the config cannot be expressed natively (see `native_config`).
+    """
+    if config is None:
+        config = native_config(read_raw_config(name_or_path, revision))
+    if config.model_type not in MODEL_CLASSES:
+        raise ValueError(f"model_type={config.model_type!r} is not one of {sorted(MODEL_CLASSES)}.")
+    try:
+        model, info = MODEL_CLASSES[config.model_type].from_pretrained(
+            name_or_path,
+            config=config,
+            revision=revision or "main",
+            dtype=parse_dtype(dtype),
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(f"{name_or_path}: the weights could not be loaded: {error}") from error
+    _raise_on_difference(name_or_path, info)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = PAD_TOKEN_ID
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.bos_token_id = config.text_config.bos_token_id
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("loaded %s: %.1f M parameters, 0 tensors missing, 0 unexpected", name_or_path, parameters / 1e6)
+    return model
