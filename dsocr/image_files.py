@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
+_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class UnreadableImageError(ValueError):
@@ -56,17 +58,26 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def read_image_size(source: Any) -> tuple[int, int]:
-    """`(width, height)` in pixels as seen (after EXIF rotation), from the file's header alone.
+def check_image(source: Any) -> tuple[int, int]:
+    """Read a whole file, at the lowest resolution its format allows, to find damage early.
+
+    Returns:
+        `(width, height)` in pixels as seen, after EXIF rotation.
 
     Raises:
-        UnreadableImageError: as `open_image`, but for damage behind the header.
+        UnreadableImageError: as `open_image`.
     """
     name = image_name(source)
     image = _open(source, name)
-    _check_size(image.size, name)
     width, height = image.size
-    rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    _check_size((width, height), name)
+    rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
+    try:
+        # A JPEG is decoded at an eighth of its size; every byte is read all the same.
+        image.draft("RGB", (width // 8, height // 8))
+        image.load()
+    except _DAMAGE as error:
+        raise UnreadableImageError("unreadable", f"{name}: damaged or truncated image ({error}).") from error
     return (height, width) if rotated else (width, height)
 
 
@@ -101,5 +112,5 @@ def open_image(source: Any) -> Image.Image:
     try:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise UnreadableImageError("unreadable", f"{name}: damaged or truncated image ({error}).") from error

@@ -6,7 +6,7 @@ from dsocr.models.checkpoint_rules import repair_checkpoint_rules
 
 repair_checkpoint_rules()
 
-from dsocr.models.adapters import load_adapter, save_adapter_card  # noqa: E402
+from dsocr.models.adapters import load_adapter, save_adapter_card, verify_saved_adapter  # noqa: E402
 from dsocr.models.config import model_version, native_config  # noqa: E402
 from dsocr.models.freezing import freeze_vision, vision_parameters  # noqa: E402
 from dsocr.models.loading import ModelLoadError, load_model  # noqa: E402
@@ -21,5 +21,6 @@ __all__ = [
     "native_config",
     "repair_checkpoint_rules",
     "save_adapter_card",
+    "verify_saved_adapter",
     "vision_parameters",
 ]

@@ -82,6 +82,18 @@ def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapt
         )
 
 
+def check_loaded_adapter(model: PeftModel, path: str | Path, adapter_name: str = "default") -> int:
+    """Prove that a loaded adapter is tensor for tensor the one in a folder; returns the number of tensors.
+
+    Raises:
+        FileNotFoundError: when a file of the adapter is missing.
+        ValueError: when a tensor is missing, unexpected or different.
+    """
+    stored = _stored_tensors(Path(path))
+    _check_every_tensor(model, stored, adapter_name, Path(path))
+    return len(stored)
+
+
 def load_adapter(
     model: nn.Module,
     path: str | Path,
@@ -131,3 +143,32 @@ def load_adapter(
     _check_every_tensor(model, stored, adapter_name, folder)
     logger.info("loaded adapter %s: %d tensors, every one checked", folder, len(stored))
     return model
+
+
+def verify_saved_adapter(model: nn.Module, path: str | Path) -> int:
+    """Load a just saved adapter back beside the trained one, strictly, and compare every tensor of the two.
+
+    Args:
+        model: The trained `PeftModel`. A model without an adapter (full fine-tuning) is left alone.
+        path: Where it was saved.
+
+    Returns:
+        The number of tensors, 0 without an adapter.
+
+    Raises:
+        ValueError: when a tensor does not come back as it was trained.
+    """
+    if not isinstance(model, PeftModel):
+        return 0
+    active = model.active_adapter
+    trained = get_peft_model_state_dict(model, adapter_name=active)
+    load_adapter(model, path, adapter_name="reloaded")
+    try:
+        reloaded = get_peft_model_state_dict(model, adapter_name="reloaded")
+        differing = [key for key in trained if not torch.equal(trained[key], reloaded[key].to(trained[key].device))]
+    finally:
+        model.set_adapter(active)
+        model.delete_adapter("reloaded")
+    if differing:
+        raise ValueError(f"{path}: {len(differing)} tensors differ after saving and loading ({', '.join(differing[:3])}).")
+    return len(trained)

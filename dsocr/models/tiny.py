@@ -40,7 +40,7 @@ def _text_config(vocabulary: int, width: int, layers: int) -> dict:
     }
 
 
-def _sam_config(width: int) -> dict:
+def _sam_config(width: int, encoder_width: int) -> dict:
     return {
         "hidden_size": width,
         "num_hidden_layers": 2,
@@ -49,15 +49,15 @@ def _sam_config(width: int) -> dict:
         "window_size": 4,
         "mlp_dim": 2 * width,
         "output_channels": width,
-        "downsample_channels": [width, width],
+        "downsample_channels": [width, encoder_width],
         "image_size": _BASE_SIZE,
         "patch_size": PATCH_SIZE,
         "initializer_range": 0.02,
     }
 
 
-def _tiny_config(version: str, vocabulary: int, width: int, layers: int):
-    text, sam = _text_config(vocabulary, width, layers), _sam_config(width)
+def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, layers: int):
+    text, sam = _text_config(vocabulary, width, layers), _sam_config(sam_width, width)
     encoder = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
     if version == "v2":
         encoder |= {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
@@ -99,14 +99,15 @@ def _initialize(model: PreTrainedModel, seed: int) -> None:
 
 
 def build_tiny_model(
-    version: str = "v1", *, image_mode: str = "gundam", width: int = 64, layers: int = 3, seed: int = 0
+    version: str = "v1", *, image_mode: str = "gundam", width: int = 64, sam_width: int = 64, layers: int = 3, seed: int = 0
 ) -> tuple[PreTrainedModel, OcrProcessor]:
     """A random model of a few hundred thousand parameters and its processor.
 
     Args:
         version: `"v1"`, `"v2"` or `"unlimited"`.
         image_mode: A mode of that version, at 1/16 of its sizes (global view 64, tiles 40 or 48 pixels).
-        width: Hidden size of every part; a multiple of 64.
+        width: Hidden size of the language model and the second vision encoder; a multiple of 64.
+        sam_width: Hidden size of SAM, the first and costliest vision encoder.
         layers: Decoder layers, the first one dense.
         seed: Seed of the weights.
 
@@ -117,7 +118,7 @@ def build_tiny_model(
         >>> model, processor = build_tiny_model("v1")  # doctest: +SKIP
     """
     tokenizer = build_byte_tokenizer()
-    config = _tiny_config(version, len(tokenizer), width, layers)
+    config = _tiny_config(version, len(tokenizer), width, sam_width, layers)
     model = MODEL_CLASSES[config.model_type](config)
     _initialize(model, seed)
     model.generation_config.pad_token_id = tokenizer.pad_token_id

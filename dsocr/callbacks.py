@@ -1,0 +1,90 @@
+"""Trainer callbacks: what a person sees, and what Ctrl-C does."""
+
+import logging
+import signal
+
+import torch
+import torch.distributed as dist
+from transformers import ProgressCallback, TrainerCallback
+
+
+logger = logging.getLogger(__name__)
+
+FIRST_STEPS = 5
+
+
+class OcrProgressCallback(ProgressCallback):
+    """The progress bar with the loss in it, and one line per logging step in the log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            logger.info("step %d/%d: %s", state.global_step, state.max_steps, format_step(logs))
+        elif "eval_loss" in logs:
+            logger.info(
+                "step %d/%d: evaluation: CER %.4f, WER %.4f, loss %.4f",
+                state.global_step,
+                state.max_steps,
+                logs.get("eval_cer", float("nan")),
+                logs.get("eval_wer", float("nan")),
+                logs["eval_loss"],
+            )
+
+
+def format_step(logs: dict[str, float]) -> str:
+    """One logging step in words: loss, learning rate, samples and tokens per second, peak memory."""
+    parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+    if "samples_per_second" in logs:
+        parts += [
+            f"{logs['samples_per_second']:.2f} samples/s",
+            f"{logs['image_tokens_per_second']:.0f} image + {logs['text_tokens_per_second']:.0f} text tokens/s",
+        ]
+    parts.append(f"peak {logs['peak_memory_gib']:.2f} GiB")
+    return ", ".join(parts)
+
+
+class FirstStepsCallback(TrainerCallback):
+    """Log the first steps one by one: a run that goes wrong is mostly seen there."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step <= FIRST_STEPS:
+            control.should_log = True
+        return control
+
+
+class InterruptCallback(TrainerCallback):
+    """Ctrl-C finishes the step, saves a checkpoint and stops; a second Ctrl-C stops at once.
+
+    Attributes:
+        interrupted: Whether it happened.
+    """
+
+    def __init__(self):
+        self.interrupted = False
+        self._previous = None
+
+    def _handle(self, signum, frame):
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        logger.warning("Ctrl-C: saving a checkpoint after this step; press it again to stop at once")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # The processes must agree, or those that go on wait for ever for the one that saves.
+            flag = torch.tensor(int(self.interrupted), device=args.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            self.interrupted = bool(flag)
+        if self.interrupted:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGINT, self._previous)

@@ -1,0 +1,86 @@
+"""Choosing the checkpoint to resume from: the newest one that is complete."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+def find_defect(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks, `None` when it is complete.
+
+    `trainer_state.json` is written last; without `optimizer.pt` Trainer would start Adam afresh without a word.
+    """
+    for name in _NEEDED:
+        if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size == 0:
+            return f"no {name}"
+    if not any(checkpoint.glob("rng_state*.pth")):
+        return "no rng_state*.pth"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "a damaged trainer_state.json"
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "no *.safetensors"
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except SafetensorError:
+            return f"a damaged {path.name}"
+    return None
+
+
+def find_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run; incomplete ones are skipped with a warning. `None` when there is none."""
+    folder = Path(output_dir)
+    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    for _, path in sorted(numbered, reverse=True):
+        defect = find_defect(path)
+        if defect is None:
+            return path
+        logger.warning("skipped %s: it has %s", path, defect)
+    return None
+
+
+def resolve_resume(value: str | bool | None, output_dir: str | Path) -> Path | None:
+    """What `--resume_from_checkpoint` means.
+
+    Args:
+        value: `True`, `"true"` (the newest complete checkpoint of `output_dir`), a path, or `None`/`"false"`.
+        output_dir: The run's folder.
+
+    Returns:
+        The checkpoint folder, `None` to start afresh.
+
+    Raises:
+        FileNotFoundError: when there is no complete checkpoint, or the path is not one.
+    """
+    if value in (None, False) or str(value).lower() in ("false", "no", "none", ""):
+        return None
+    if value is True or str(value).lower() in ("true", "yes", "1"):
+        checkpoint = find_checkpoint(output_dir)
+        if checkpoint is None:
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint: no complete checkpoint in {output_dir}. Give the --output_dir of the run "
+                "that was stopped, or leave the flag out to start afresh."
+            )
+        logger.info("resuming from %s", checkpoint)
+        return checkpoint
+    checkpoint = Path(value)
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"--resume_from_checkpoint {value}: there is no such folder.")
+    defect = find_defect(checkpoint)
+    if defect is not None:
+        raise FileNotFoundError(f"--resume_from_checkpoint {value}: this checkpoint has {defect}.")
+    logger.info("resuming from %s", checkpoint)
+    return checkpoint

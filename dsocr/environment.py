@@ -1,0 +1,79 @@
+"""What has to be set on this machine before a run starts, and what a person should know about it."""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+_REPORTED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "pillow")
+
+
+def prepare_process() -> None:
+    """UTF-8 on the console (also on Windows), no telemetry, and no denormals on the CPU.
+
+    Nothing is uploaded unless asked for: TRL reports model type, device and GPU name of every run unless told not to.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from huggingface_hub import constants
+
+    # Read at import, which may have happened already.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    # A random SAM is full of denormals, which make a CPU ten times slower.
+    torch.set_flush_denormal(True)
+    if not torch.cuda.is_available() and torch.get_num_threads() == 1:
+        # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all cores but one idle.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+def warn_about_unused_gpu() -> bool:
+    """Say so when there is an NVIDIA card that this build of torch cannot use; returns whether it was said."""
+    if torch.cuda.is_available() or torch.version.cuda or not shutil.which("nvidia-smi"):
+        return False
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    cards = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
+    if found.returncode != 0 or not cards:
+        return False
+    logger.warning(
+        "this machine has %s, but torch %s is a CPU build, so training runs on the CPU. Uninstall torch and install a "
+        "CUDA build with the command that pytorch.org/get-started shows for your system.",
+        cards[0].split(" (UUID")[0],
+        torch.__version__,
+    )
+    return True
+
+
+def describe_machine() -> dict[str, str]:
+    """Versions and hardware, for logs and results."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    versions = {name: version(name) for name in _REPORTED}
+    return {"device": device, "python": platform.python_version(), "system": platform.platform(), **versions}
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, resident on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

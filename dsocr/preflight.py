@@ -1,0 +1,156 @@
+"""Checks on one batch before the first step: a run that is wired wrongly stops here instead of after a night."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsocr.collator import IGNORED
+from dsocr.metrics import normalize
+from dsocr.models.freezing import vision_parameters
+from dsocr.processor import OcrProcessor
+
+
+logger = logging.getLogger(__name__)
+
+
+class PreflightError(RuntimeError):
+    """The run is wired wrongly; the message lists every check that failed."""
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What the preflight measured.
+
+    Attributes:
+        image_tokens: Image tokens of the batch, equal to the vision features.
+        answer_tokens: Tokens that are trained on, eos included.
+        trainable_text: Trainable parameters outside the vision side.
+        trainable_vision: Trainable parameters of the vision side.
+        first_loss: Loss per answer token before training, nats.
+        chance_loss: ln(vocabulary), the loss of a model that knows nothing.
+        image_effect: How much the loss changes when the images are swapped for grey.
+    """
+
+    image_tokens: int
+    answer_tokens: int
+    trainable_text: int
+    trainable_vision: int
+    first_loss: float
+    chance_loss: float
+    image_effect: float
+
+    def lines(self) -> list[str]:
+        """The report, a line per check."""
+        return [
+            f"image tokens {self.image_tokens} = vision features",
+            f"answer tokens trained {self.answer_tokens}, eos among them; prompt, image tokens and padding are not",
+            f"trainable parameters: text {self.trainable_text:,}, vision {self.trainable_vision:,}",
+            f"first loss {self.first_loss:.3f}, chance {self.chance_loss:.3f}; "
+            f"images change it by {self.image_effect:.4f}",
+        ]
+
+
+def check_labels(batch: dict[str, Any], processor: OcrProcessor, texts: list[str]) -> list[str]:
+    """What is wrong with the labels of a training batch; empty when they are exactly the answers and one eos each."""
+    problems = []
+    eos = processor.tokenizer.eos_token_id
+    for row, text in enumerate(texts):
+        ids, labels = batch["input_ids"][row], batch["labels"][row]
+        trained = labels[labels != IGNORED].tolist()
+        if trained.count(eos) != 1 or trained[-1] != eos:
+            problems.append(f"row {row}: the answer does not end in exactly one trained eos")
+        if processor.image_token_id in trained:
+            problems.append(f"row {row}: image tokens are trained on")
+        if normalize(processor.tokenizer.decode(trained[:-1])) != normalize(text):
+            problems.append(f"row {row}: the labels do not spell the text {text[:40]!r}; it was cut or holds the prompt")
+        if bool((labels[batch["attention_mask"][row] == 0] != IGNORED).any()):
+            problems.append(f"row {row}: padding is trained on")
+        if bool(((labels != IGNORED) & (labels != ids)).any()):
+            problems.append(f"row {row}: labels differ from the input ids they stand over")
+    return problems
+
+
+def count_features(model: nn.Module, batch: dict[str, Any]) -> int:
+    """The number of vision features that the model makes of a batch's images."""
+    names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
+    inputs = {name: batch[name] for name in names if name in batch}
+    with torch.no_grad():
+        features = model.get_image_features(**inputs, return_dict=True).pooler_output
+    return sum(feature.shape[0] for feature in features)
+
+
+def run_preflight(
+    model: nn.Module,
+    processor: OcrProcessor,
+    batch: dict[str, Any],
+    texts: list[str],
+    compute_loss: Callable[[dict[str, Any]], torch.Tensor],
+    *,
+    random_weights: bool = False,
+) -> PreflightReport:
+    """Check one training batch end to end.
+
+    Args:
+        model: The model as the trainer has it, PEFT included, in training mode.
+        processor: Its processor.
+        batch: What the training collator made, on the model's device.
+        texts: The texts of its rows.
+        compute_loss: The trainer's own loss of a batch.
+        random_weights: The model is a random one: a first loss above chance is only warned about.
+
+    Raises:
+        PreflightError: listing every failed check.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    problems = check_labels(batch, processor, texts)
+    image_tokens = int((batch["input_ids"] == processor.image_token_id).sum())
+    features = count_features(base, batch)
+    if image_tokens != features:
+        problems.append(f"{image_tokens} image tokens, but {features} vision features")
+
+    vision = {id(parameter) for parameter in vision_parameters(model).values()}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable_vision = sum(p.numel() for p in trainable.values() if id(p) in vision)
+    trainable_text = sum(p.numel() for p in trainable.values()) - trainable_vision
+    if not trainable:
+        problems.append("nothing is trainable; check --lora_target_modules")
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        loss = compute_loss(dict(batch))
+        if trainable:
+            loss.backward()
+        without_gradient = [name for name, parameter in trainable.items() if parameter.grad is None]
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            grey = {k: torch.zeros_like(v) if k.startswith("pixel_values") else v for k, v in batch.items()}
+            state = torch.random.get_rng_state()
+            loss_seen = float(compute_loss(dict(batch)))
+            torch.random.set_rng_state(state)
+            image_effect = abs(float(compute_loss(grey)) - loss_seen)
+    if without_gradient:
+        problems.append(
+            f"{len(without_gradient)} trainable parameters get no gradient: {', '.join(without_gradient[:3])}"
+        )
+    if image_effect == 0:
+        problems.append("the loss does not change when the images are blanked: they do not reach the model")
+    first_loss, chance = float(loss.detach()), math.log(base.config.get_text_config().vocab_size)
+    if not math.isfinite(first_loss):
+        problems.append(f"the first loss is {first_loss}")
+    elif first_loss > chance:
+        message = f"the first loss {first_loss:.3f} is above chance, ln(vocabulary) = {chance:.3f}"
+        if random_weights:
+            logger.warning("preflight: %s (expected of random weights)", message)
+        else:
+            problems.append(f"{message}: labels, prompt or weights are wrong")
+    if problems:
+        raise PreflightError("preflight failed:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    answer_tokens = int((batch["labels"] != IGNORED).sum())
+    return PreflightReport(
+        image_tokens, answer_tokens, trainable_text, trainable_vision, first_loss, chance, image_effect
+    )

@@ -1,0 +1,77 @@
+"""Logging of a run: to the console without tearing progress bars, and to a file in the run folder."""
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import transformers
+from tqdm.auto import tqdm
+
+
+LOG_NAME = "run.log"
+_LIBRARIES = ("dsocr", "recipes", "transformers", "trl", "peft", "accelerate", "datasets", "py.warnings")
+
+
+class _BarSafeHandler(logging.Handler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def setup_logging(output_dir: str | Path, *, is_main: bool) -> logging.Logger:
+    """Log the project at INFO and the libraries at WARNING, on the main process alone.
+
+    Args:
+        output_dir: Run folder; `run.log` is appended to.
+        is_main: Whether this process is rank 0. The others log errors only.
+
+    Returns:
+        The recipes' logger.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    console = _BarSafeHandler()
+    console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    root.addHandler(console)
+    if is_main:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(Path(output_dir) / LOG_NAME, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    logging.captureWarnings(True)
+    for library in (transformers.utils.logging, datasets.utils.logging):
+        library.disable_default_handler() if hasattr(library, "disable_default_handler") else None
+        library.enable_propagation()
+    for name in _LIBRARIES:
+        level = logging.INFO if name in ("dsocr", "recipes") else logging.WARNING
+        logging.getLogger(name).setLevel(level if is_main else logging.ERROR)
+    # The fused head of TRL and Trainer say the same on every step.
+    warnings.filterwarnings("once")
+    return logging.getLogger("recipes")
+
+
+class Stages:
+    """Numbered stages of a run: `Step 2/5: LoRA ...` and `Step 2/5: LoRA ... done (1.3 s)`.
+
+    Args:
+        logger: Where to say it.
+        count: How many stages there are.
+    """
+
+    def __init__(self, logger: logging.Logger, count: int):
+        self._logger, self._count, self._number = logger, count, 0
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._number += 1
+        label = f"Step {self._number}/{self._count}: {name}"
+        self._logger.info("%s ...", label)
+        start = time.perf_counter()
+        yield
+        self._logger.info("%s ... done (%.1f s)", label, time.perf_counter() - start)

@@ -1,0 +1,133 @@
+"""TRL's SFTTrainer with error rates by generation in every evaluation and a strict resume."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, ProgressCallback
+from trl import SFTTrainer
+
+from dsocr.callbacks import FirstStepsCallback, OcrProgressCallback
+from dsocr.environment import peak_memory_gib
+from dsocr.evaluation import evaluate_dataset
+from dsocr.failures import TrainingDivergedError
+from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
+from dsocr.preflight import PreflightReport, run_preflight
+
+
+class OcrTrainer(SFTTrainer):
+    """`SFTTrainer` for OCR; what it adds is listed here, everything else is TRL's.
+
+    - `evaluate` reads the held-out lines and adds `cer`, `wer` and `exact` to the metrics, so that
+      `metric_for_best_model="eval_cer"`, early stopping and trackers see them.
+    - Logs carry samples/s, image and text tokens/s and peak memory.
+    - A loss that is not finite stops the run.
+    - Resuming proves that every adapter tensor arrived; saved adapters carry their base's identity.
+
+    Args:
+        max_new_tokens: Longest answer that evaluation generates, in tokens.
+        adapter_card: Fields of `dsocr_adapter.json` beside every saved adapter.
+        **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
+    """
+
+    def __init__(self, *, max_new_tokens: int = 256, adapter_card: dict | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.max_new_tokens = max_new_tokens
+        self.adapter_card = adapter_card or {}
+        self._reset_counts()
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        # The bar comes last, so that what other callbacks change is in what it shows.
+        self.add_callback(FirstStepsCallback())
+        if not self.args.disable_tqdm:
+            self.add_callback(OcrProgressCallback())
+
+    def _reset_counts(self) -> None:
+        self._counted_since = time.perf_counter()
+        self._counts = {"samples": 0, "image_tokens": 0, "text_tokens": 0}
+        self._not_finite = 0
+
+    def preflight(self, *, random_weights: bool = False) -> PreflightReport:
+        """Check one batch of two lines end to end; see `dsocr.preflight.run_preflight`.
+
+        Raises:
+            PreflightError: when the run is wired wrongly.
+        """
+        if self.args.activation_checkpointing:
+            # As `train` will do; without it the check could run out of memory where training does not.
+            self.model.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
+        rows = [self.train_dataset[index] for index in range(min(2, len(self.train_dataset)))]
+        batch = self._prepare_inputs(self.data_collator(rows))
+        self.model.train()
+
+        def compute_loss(inputs):
+            with self.compute_loss_context_manager():
+                return self.compute_loss(self.model, inputs)
+
+        try:
+            texts = [row["text"] for row in rows]
+            return run_preflight(
+                self.model, self.processing_class, batch, texts, compute_loss, random_weights=random_weights
+            )
+        finally:
+            # The metrics of TRL's log start with the first step.
+            self._metrics["train"].clear()
+            self._total_train_tokens = 0
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        # Sums stay on the device until they are logged, so that counting does not wait for it.
+        image_tokens = (inputs["input_ids"] == self.processing_class.image_token_id).sum()
+        self._counts["samples"] += inputs["input_ids"].shape[0]
+        self._counts["image_tokens"] += image_tokens
+        self._counts["text_tokens"] += inputs["attention_mask"].sum() - image_tokens
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._not_finite = self._not_finite + (~torch.isfinite(loss)).int()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if int(self._not_finite) or not math.isfinite(logs["loss"]):
+                raise TrainingDivergedError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}. Lower --learning_rate (now "
+                    f"{self.args.learning_rate:g}), use --bf16 instead of --fp16 if the card has it, and look at the "
+                    "lines around this step."
+                )
+            seconds = time.perf_counter() - self._counted_since
+            processes = self.accelerator.num_processes
+            logs |= {f"{name}_per_second": int(n) * processes / seconds for name, n in self._counts.items()}
+            logs["peak_memory_gib"] = peak_memory_gib()
+            self._reset_counts()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        read = evaluate_dataset(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            dataloader.dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_new_tokens=self.max_new_tokens,
+            progress=not self.args.disable_tqdm,
+        )
+        rates = {name: getattr(read.metrics, name) for name in ("cer", "wer", "exact", "looping")}
+        output.metrics.update({f"{metric_key_prefix}_{name}": rate for name, rate in rates.items()})
+        # Reading is not training: its time does not count against the throughput of the steps.
+        self._reset_counts()
+        return output
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel):
+            check_loaded_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if isinstance(self.model, PeftModel) and self.state.best_model_checkpoint:
+            check_loaded_adapter(self.model, Path(self.state.best_model_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if isinstance(self.model, PeftModel):
+            save_adapter_card(output_dir or self.args.output_dir, self.model, **self.adapter_card)

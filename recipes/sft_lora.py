@@ -1,0 +1,145 @@
+"""Fine-tune DeepSeek-OCR (v1, v2) or Unlimited-OCR with LoRA on transcribed lines or pages.
+
+The built-in demonstration, on a GPU or a CPU:
+
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/sft_lora.py
+
+The real thing, with `my_lines/metadata.jsonl` holding lines such as {"image": "images/1.png", "text": "Dear sir"}:
+
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/sft_lora.py \\
+        --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name my_lines/ --output_dir outputs/my_adapter
+
+or with a file of flags: --config recipes/configs/v1_lora.yaml. A stopped run goes on with --resume_from_checkpoint.
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback
+from trl import get_peft_config
+
+from dsocr.arguments import data_options, memory_settings, parse_arguments, reading_options, with_demo_config
+from dsocr.callbacks import InterruptCallback
+from dsocr.checkpoints import resolve_resume
+from dsocr.collator import OcrCollator
+from dsocr.data import HELD_OUT, BadSamples, load_training_sets
+from dsocr.demo import prepare_demo
+from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
+from dsocr.evaluation import evaluate_dataset, evaluate_sets
+from dsocr.failures import INTERRUPTED, explained
+from dsocr.models import freeze_vision, load_model, verify_saved_adapter
+from dsocr.processor import OcrProcessor
+from dsocr.results import build_results, log_lines, summary_line, write_results
+from dsocr.run_log import Stages, setup_logging
+from dsocr.trainer import OcrTrainer
+from dsocr.wrapper import find_guard, make_peft_safe
+
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def main(script_args, training_args, model_args):
+    output_dir = Path(training_args.output_dir)
+    is_main = training_args.process_index == 0
+    logger = setup_logging(output_dir, is_main=is_main)
+    stage = Stages(logger, 7)
+    machine = describe_machine()
+    logger.info("%s", ", ".join(f"{name} {value}" for name, value in machine.items()))
+    warn_about_unused_gpu()
+    resume = resolve_resume(training_args.resume_from_checkpoint, output_dir)
+    random_weights = model_args.model_name_or_path is None
+    if random_weights or script_args.dataset_name is None:
+        with training_args.main_process_first(desc="writing the demonstration"):
+            model_args.model_name_or_path, script_args.dataset_name = prepare_demo(
+                output_dir, model_args.model_name_or_path, script_args.dataset_name, script_args.image_mode
+            )
+
+    ################
+    # Model
+    ################
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    with stage(f"base model {name}"):
+        processor = OcrProcessor.from_pretrained(
+            name, revision=revision, image_mode=script_args.image_mode, prompt=script_args.prompt
+        )
+        model = load_model(
+            name, revision=revision, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+        )
+        make_peft_safe(model)
+        freeze_vision(model)
+        revision = getattr(model.config, "_commit_hash", None) or revision
+
+    ################
+    # Data
+    ################
+    max_length = training_args.max_length or model.config.get_text_config().max_position_embeddings
+    bad_samples = BadSamples(script_args.on_bad_sample)
+    with stage(f"data {script_args.dataset_name}"):
+        options = data_options(script_args, training_args)
+        sets = load_training_sets(script_args.dataset_name, processor, bad_samples, max_length=max_length, **options)
+        if is_main:
+            bad_samples.write(output_dir / "skipped_samples.json")
+
+    ################
+    # Training
+    ################
+    identity = {"base_model_name_or_path": name, "revision": revision} | processor.to_dict()
+    interrupt = InterruptCallback()
+    callbacks = [interrupt]
+    if script_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(script_args.early_stopping_patience))
+    with stage("LoRA"):
+        peft_config = get_peft_config(model_args)
+        if peft_config is not None:
+            peft_config.revision = revision
+        trainer = OcrTrainer(
+            model=model,
+            args=training_args,
+            data_collator=OcrCollator(processor, dtype=model.dtype, max_length=max_length),
+            train_dataset=sets.train,
+            eval_dataset=sets.held_out,
+            processing_class=processor,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            max_new_tokens=script_args.max_new_tokens,
+            adapter_card=identity,
+        )
+        if peft_config is not None and is_main:
+            trainer.model.print_trainable_parameters()
+    with stage("preflight"):
+        for line in trainer.preflight(random_weights=random_weights).lines():
+            logger.info("preflight: %s", line)
+    reading = reading_options(script_args, training_args)
+    with stage("CER before training"):
+        before = evaluate_sets(trainer.model, processor, sets.evaluated, without_adapter=True, **reading)
+    with stage("training"):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if interrupt.interrupted:
+        logger.warning("stopped at step %d; the same command with --resume_from_checkpoint goes on from there",
+                       trainer.state.global_step)
+        sys.exit(INTERRUPTED)
+
+    ################
+    # Save and evaluation
+    ################
+    with stage("saving, and CER after training"):
+        trainer.save_model(output_dir)
+        trainer.save_state()
+        trainer.accelerator.wait_for_everyone()
+        logger.info("%d adapter tensors saved, loaded back and compared", verify_saved_adapter(trainer.model, output_dir))
+        after = evaluate_sets(trainer.model, processor, sets.evaluated, **reading)
+        shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **reading)
+    if is_main:
+        run = {"command": sys.argv, "machine": machine, "skipped": bad_samples.counts, **find_guard(model).counts()}
+        results = build_results(before, after, shuffled, held_out=HELD_OUT, **identity, **run)
+        logger.info("results in %s", write_results(output_dir, results))
+        log_lines(before[HELD_OUT], after[HELD_OUT])
+        print(summary_line(before[HELD_OUT].metrics, after[HELD_OUT].metrics, output_dir), flush=True)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    prepare_process()
+    arguments = parse_arguments(with_demo_config(sys.argv[1:], DEMO_CONFIG))
+    with explained(**memory_settings(*arguments)):
+        main(*arguments)
