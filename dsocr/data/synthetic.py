@@ -25,6 +25,8 @@ LETTERS = {
     "latin": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
     "russian": "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдеёжзийклмнопрстуфхцчшщъыьэюя",
 }
+# Letters that look alike in both scripts; a line of nothing else could be either.
+LOOK_ALIKES = frozenset("ABCEHKMOPTXaceopxyАВСЕНКМОРТХасеорху")
 WORD_FILES = {"latin": "en.txt", "russian": "ru.txt"}
 DIGITS = "0123456789"
 PUNCTUATION = ".,:;!?-()"
@@ -70,14 +72,24 @@ def _random_word(rng: random.Random, script: str) -> str:
     return "".join(rng.choices(DIGITS, k=rng.randint(1, 4)))
 
 
+def _tells_script(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return not letters or any(letter not in LOOK_ALIKES for letter in letters)
+
+
 def random_text(rng: random.Random, script: str, min_length: int, max_length: int) -> str:
-    """A line of words, random letters, digits and punctuation with `min_length` to `max_length` characters."""
-    length = rng.randint(min_length, max_length)
-    text = ""
-    while len(text) < length:
-        text += _random_word(rng, script) + (rng.choice(PUNCTUATION) if rng.random() < 0.12 else "") + " "
-    text = text[:length].strip()
-    return text or rng.choice(LETTERS[script])
+    """A line of words, random letters, digits and punctuation with `min_length` to `max_length` characters.
+
+    A line that has letters has one at least that belongs to its script alone.
+    """
+    while True:
+        length = rng.randint(min_length, max_length)
+        text = ""
+        while len(text) < length:
+            text += _random_word(rng, script) + (rng.choice(PUNCTUATION) if rng.random() < 0.12 else "") + " "
+        text = text[:length].strip()
+        if len(text) == length and _tells_script(text):
+            return text
 
 
 def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, int], handwriting: bool) -> Image.Image:
@@ -88,7 +100,7 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
     margin = points
     canvas = Image.new("L", (round(font.getlength(text) * 1.3) + 2 * margin + 2 * len(text), 2 * points), 0)
     draw = ImageDraw.Draw(canvas)
-    stroke = 1 if handwriting and rng.random() < 0.15 else 0
+    stroke = 1 if handwriting and points > 22 and rng.random() < 0.15 else 0
     if handwriting:
         x, wobble, drift = float(margin), rng.uniform(0, 0.05) * points, rng.uniform(-0.04, 0.04)
         spacing = rng.uniform(0.0, 0.08) * points
@@ -98,7 +110,8 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
             x += font.getlength(character) + spacing * rng.random()
     else:
         draw.text((margin, points * 0.4), text, fill=255, font=font)
-    if handwriting:
+    # Italics and slightly turned scans of print, the slant of a hand.
+    if handwriting or rng.random() < 0.4:
         slant = rng.uniform(-0.1, 0.35)
         tilt = rng.uniform(-0.02, 0.02)
         shift = -slant * canvas.height / 2
@@ -115,7 +128,7 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
         ink = ink.resize(new_size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 0)
     left = rng.randint(0, min(round(0.3 * height), width - ink.width))
-    top = rng.randint(0, height - ink.height) if handwriting else (height - ink.height) // 2
+    top = rng.randint(0, height - ink.height)
     mask.paste(ink, (left, top))
     return mask
 
@@ -173,7 +186,8 @@ def render_line(text: str, font: str, rng: random.Random, *, size: tuple[int, in
     mask = _draw_text(rng, text, font, size, handwriting)
     if not handwriting:
         grey, ink = rng.randint(225, 255), rng.randint(0, 60)
-        return Image.composite(Image.new("RGB", size, (ink,) * 3), Image.new("RGB", size, (grey,) * 3), mask)
+        page = Image.composite(Image.new("RGB", size, (ink,) * 3), Image.new("RGB", size, (grey,) * 3), mask)
+        return _age(rng, page) if rng.random() < 0.5 else page
     paper = _draw_paper(rng, size)
     ink = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 120))
     return _age(rng, Image.composite(Image.new("RGB", size, ink), paper, mask))
