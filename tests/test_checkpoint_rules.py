@@ -1,5 +1,7 @@
 """The repair of the checkpoint rules, and what happens without it."""
 
+import contextlib
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,14 +13,20 @@ from dsocr.models.checkpoint_rules import MODEL_TYPES
 from dsocr.models.tiny import build_tiny_model
 
 
-@pytest.fixture
-def upstream_rules():
+@contextlib.contextmanager
+def shipped_rules():
     """The rules as transformers ships them; the repaired ones come back afterwards."""
     shipped = conversion_mapping._build_checkpoint_conversion_mapping()
     for model_type in MODEL_TYPES:
         conversion_mapping.register_checkpoint_conversion_mapping(model_type, shipped[model_type], overwrite=True)
     yield
     repair_checkpoint_rules()
+
+
+@pytest.fixture
+def upstream_rules():
+    with shipped_rules():
+        yield
 
 
 def save_trained_adapter(model, folder):

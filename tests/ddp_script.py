@@ -1,0 +1,34 @@
+"""Trains three steps and writes losses and CER; started by test_training with one and with two processes."""
+
+import json
+import sys
+from pathlib import Path
+
+from training_helpers import build_trainer, logged_losses
+
+from dsocr.data import load_ocr_dataset
+from dsocr.environment import prepare_process
+
+
+def main(data: str, output: str, batch_size: str) -> None:
+    dataset = load_ocr_dataset(data, progress=False)
+    trainer = build_trainer(
+        Path(output).parent / "ddp",
+        dataset,
+        eval_dataset=dataset.select(range(5)),
+        max_steps=3,
+        per_device_train_batch_size=int(batch_size),
+        learning_rate=5e-3,
+    )
+    trainer.train()
+    cer = trainer.evaluate()["eval_cer"]
+    if trainer.is_world_process_zero():
+        losses = logged_losses(trainer)
+        content = {"losses": losses, "cer": cer, "processes": trainer.accelerator.num_processes}
+        Path(output).write_text(json.dumps(content), encoding="utf-8")
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    prepare_process()
+    main(*sys.argv[1:])

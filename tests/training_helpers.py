@@ -1,0 +1,76 @@
+"""A trainer on a tiny model, for tests."""
+
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig
+
+from dsocr.arguments import LANGUAGE_MODEL_TARGETS, recipe_defaults
+from dsocr.collator import OcrCollator
+from dsocr.data.synthetic import write_dataset
+from dsocr.models import freeze_vision
+from dsocr.models.tiny import build_tiny_model
+from dsocr.trainer import OcrTrainer
+from dsocr.wrapper import make_peft_safe
+
+
+def sft_config(output_dir, **options) -> SFTConfig:
+    """The recipes' defaults, for a few quiet steps on the CPU."""
+    script_fields = {"dtype", "use_peft", "lora_target_modules"}
+    defaults = {key: value for key, value in recipe_defaults().items() if key not in script_fields}
+    quiet = {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
+        "activation_checkpointing": False,
+        "gradient_accumulation_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return SFTConfig(**{**defaults, **quiet, **options})
+
+
+def line_dataset(folder, lines) -> Dataset:
+    write_dataset(folder, lines)
+    images = [str(folder / "images" / f"{index:06d}.png") for index in range(len(lines))]
+    return Dataset.from_dict({"image": images, "text": [line.text for line in lines]})
+
+
+def build_trainer(
+    output_dir,
+    dataset,
+    *,
+    version="v1",
+    task_type="CAUSAL_LM",
+    dropout=0.0,
+    lora=True,
+    freeze=True,
+    callbacks=None,
+    eval_dataset=None,
+    **options,
+) -> OcrTrainer:
+    model, processor = build_tiny_model(version)
+    make_peft_safe(model)
+    if freeze:
+        freeze_vision(model)
+    config = None
+    if lora:
+        config = LoraConfig(r=4, task_type=task_type, lora_dropout=dropout, target_modules=LANGUAGE_MODEL_TARGETS)
+    return OcrTrainer(
+        model=model,
+        args=sft_config(output_dir, **options),
+        data_collator=OcrCollator(processor),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        peft_config=config,
+        callbacks=callbacks,
+        max_new_tokens=16,
+    )
+
+
+def logged_losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
