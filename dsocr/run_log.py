@@ -23,11 +23,11 @@ class _BarSafeHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
-def setup_logging(output_dir: str | Path, *, is_main: bool) -> logging.Logger:
+def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Logger:
     """Log the project at INFO and the libraries at WARNING, on the main process alone.
 
     Args:
-        output_dir: Run folder; `run.log` is appended to.
+        output_dir: Run folder, where `run.log` is appended to; `None` logs to the console alone.
         is_main: Whether this process is rank 0. The others log errors only.
 
     Returns:
@@ -39,7 +39,7 @@ def setup_logging(output_dir: str | Path, *, is_main: bool) -> logging.Logger:
     console = _BarSafeHandler()
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root.addHandler(console)
-    if is_main:
+    if is_main and output_dir is not None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Path(output_dir) / LOG_NAME, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -51,8 +51,10 @@ def setup_logging(output_dir: str | Path, *, is_main: bool) -> logging.Logger:
     for name in _LIBRARIES:
         level = logging.INFO if name in ("dsocr", "recipes") else logging.WARNING
         logging.getLogger(name).setLevel(level if is_main else logging.ERROR)
-    # The fused head of TRL and Trainer say the same on every step.
-    warnings.filterwarnings("once")
+    # Deprecations inside the libraries are for their developers; everything else is said once.
+    warnings.simplefilter("once")
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
     return logging.getLogger("recipes")
 
 

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     DeepseekOcr2ForConditionalGeneration,
     PreTrainedConfig,
@@ -126,9 +127,11 @@ def load_model(
             device_map=device_map,
             quantization_config=quantization_config,
             use_safetensors=True,
+            # Counted and raised below, with the names of the tensors.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{name_or_path}: the weights could not be loaded: {error}") from error
     _raise_on_difference(name_or_path, info)
     if model.generation_config.pad_token_id is None:

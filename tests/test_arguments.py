@@ -1,0 +1,143 @@
+"""The command line."""
+
+import re
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from dsocr.arguments import (
+    LANGUAGE_MODEL_TARGETS,
+    complete_argv,
+    data_options,
+    memory_settings,
+    parse_arguments,
+    reading_options,
+    with_demo_config,
+)
+from dsocr.models.tiny import build_tiny_model
+
+
+CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.yaml"))
+
+
+def test_defaults_are_right_for_ocr_and_need_no_gpu():
+    script, training, model = parse_arguments([])
+    assert model.use_peft and model.lora_r == 16 and model.lora_task_type == "CAUSAL_LM"
+    assert model.lora_target_modules == LANGUAGE_MODEL_TARGETS
+    assert training.max_length is None and training.remove_unused_columns is False
+    assert training.learning_rate == 2e-4 and training.lr_scheduler_type == "cosine"
+    assert training.metric_for_best_model == "eval_cer" and training.greater_is_better is False
+    assert training.eval_strategy == training.save_strategy == "epoch"
+    assert training.use_cpu is not torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        assert not training.bf16 and model.dtype == "float32"
+    assert (script.image_mode, script.on_bad_sample) == (None, "raise")
+    data_options(script, training), reading_options(script, training)
+    assert memory_settings(script, training, model)["image_mode"] == "gundam"
+
+
+def test_the_regular_expression_hits_the_language_model_alone(version):
+    model, _ = build_tiny_model(version)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    hit = [name for name in linear if re.fullmatch(LANGUAGE_MODEL_TARGETS, name)]
+    expected = [name for name in linear if "language_model.layers" in name]
+    assert hit == expected and len(hit) == 3 * 4 + 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--resume_from_checkpoint"], ["--resume_from_checkpoint", "true"]),
+        (["--resume_from_checkpoint", "--seed", "1"], ["--resume_from_checkpoint", "true", "--seed", "1"]),
+        (["--resume_from_checkpoint", "a/b"], ["--resume_from_checkpoint", "a/b"]),
+        (["--config=x.yaml"], ["--config", "x.yaml"]),
+    ],
+)
+def test_argv_is_completed(argv, expected):
+    assert complete_argv(argv) == expected
+
+
+@pytest.mark.parametrize("words", [["q_proj,v_proj"], ["q_proj,", "v_proj"], ["q_proj", ",v_proj"]])
+def test_a_comma_list_of_modules_is_refused_with_the_right_spelling(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--lora_target_modules", *words])
+    assert stop.value.code == 2
+    assert "--lora_target_modules q_proj v_proj" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["q_proj", "v_proj"], [r".*layers\.\d{1,3}\.self_attn\.q_proj"], ["all-linear"]])
+def test_lists_and_regular_expressions_pass(words):
+    parse_arguments(["--lora_target_modules", *words])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rat: 1.0e-4", "unknown key 'learning_rat'"),
+        ("learning_rate: [1, 2]", "learning_rate takes a single value"),
+        ("learning_rate: fast", "learning_rate: 'fast' is of the wrong type"),
+        ("extra_eval_datasets: a=b", "extra_eval_datasets takes a list"),
+        ("- a", "expected `key: value` lines"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_named(tmp_path, capsys, content, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        parse_arguments(["--config", str(path)])
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_file_is_named(capsys):
+    for argv in (["--config", "gone.yaml"], ["--config=gone.yaml"], ["--config"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(argv)
+    assert "gone.yaml: there is no such file" in capsys.readouterr().err
+
+
+def test_the_command_line_overrides_the_config_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("learning_rate: 1e-3\nseed: 7\n", encoding="utf-8")
+    _, training, _ = parse_arguments([f"--config={path}", "--seed", "9"])
+    assert (training.learning_rate, training.seed) == (1e-3, 9)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_parses_and_changes_only_what_differs(path):
+    parse_arguments(["--config", str(path), *(["--bf16", "false"] if not torch.cuda.is_available() else [])])
+    text = path.read_text(encoding="utf-8")
+    header = text.split("\n\n")[0] if "\n\n" in text else text
+    for word in ("# Hardware:", "# Command:"):
+        assert word in header, f"{path.name}: the header lacks {word}"
+    defaults = parse_arguments([])
+    content = yaml.safe_load(text)
+    for key, value in content.items():
+        for arguments in defaults:
+            if hasattr(arguments, key):
+                assert getattr(arguments, key) != value, f"{path.name}: {key} only repeats the default"
+
+
+def test_the_demonstration_is_used_when_nothing_is_named():
+    assert with_demo_config([], "demo.yaml") == ["--config", "demo.yaml"]
+    assert with_demo_config(["--seed", "1"], "demo.yaml") == ["--config", "demo.yaml", "--seed", "1"]
+    for argv in (["--dataset_name", "x"], ["--model_name_or_path=x"], ["--config", "x"], ["--help"]):
+        assert with_demo_config(argv, "demo.yaml") == argv
+
+
+def test_streaming_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--dataset_streaming", "true"])
+    assert "--dataset_streaming is not supported" in capsys.readouterr().err
+
+
+def test_help_shows_this_projects_flags(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sft_lora.py"])
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--image_mode", "--on_bad_sample", "--lora_r", "--resume_from_checkpoint", "--max_eval_samples"):
+        assert flag in shown
