@@ -3,12 +3,11 @@
 import contextlib
 import errno
 import logging
-import os
 from collections.abc import Iterator
 
 import torch
+from safetensors import SafetensorError
 
-from dsocr.data.bad_samples import BadSampleError
 from dsocr.preflight import PreflightError
 
 
@@ -44,6 +43,39 @@ def memory_advice(*, batch_size: int, checkpointing: bool, image_mode: str, four
     return "out of memory. In this order, try: " + "; ".join(advice) + "."
 
 
+def _is_full_or_closed(error: BaseException) -> bool:
+    # safetensors reports a full disk as an error of its own, with the system's message in it.
+    if isinstance(error, SafetensorError):
+        return "No space left" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def _raised_in_dsocr(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("dsocr.")
+
+
+def explain(error: BaseException, **memory_settings) -> str | None:
+    """A message for people, or `None` for an error that only its trace explains.
+
+    Args:
+        error: What ended the run.
+        **memory_settings: The arguments of `memory_advice`.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return memory_advice(**memory_settings)
+    if _is_full_or_closed(error):
+        return f"cannot write: {error}. Free some space, or give another --output_dir."
+    if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError):
+        return str(error)
+    # This project's own checks raise ValueError with a message for people.
+    if isinstance(error, ValueError) and _raised_in_dsocr(error):
+        return str(error)
+    return None
+
+
 @contextlib.contextmanager
 def explained(**memory_settings) -> Iterator[None]:
     """End a run in one clear message where a bare trace would help nobody; any other error passes untouched.
@@ -52,39 +84,17 @@ def explained(**memory_settings) -> Iterator[None]:
         **memory_settings: The arguments of `memory_advice`.
 
     Raises:
-        SystemExit: with code 1 after the message, or 130 after Ctrl-C.
+        SystemExit: with code 1 after the message, or 130 after Ctrl-C outside training.
     """
-    # The processes of a GPU run may hold the interrupt already; a flag-less Ctrl-C (before training) ends at once.
     try:
         yield
     except KeyboardInterrupt:
         logger.error("interrupted")
         raise SystemExit(INTERRUPTED) from None
-    except (torch.OutOfMemoryError, MemoryError):
-        logger.debug("trace of the failure", exc_info=True)
-        logger.error("%s", memory_advice(**memory_settings))
-        raise SystemExit(1) from None
-    except (BadSampleError, PreflightError, TrainingDivergedError, FileNotFoundError) as error:
-        logger.debug("trace of the failure", exc_info=True)
-        logger.error("%s", error)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        message = explain(error, **memory_settings)
+        if message is None:
             raise
-        logger.error("cannot write to %s: %s. Free some space or give another --output_dir.",
-                     error.filename or "the output folder", os.strerror(error.errno))
+        logger.debug("trace of the failure", exc_info=True)
+        logger.error("%s", message)
         raise SystemExit(1) from None
-    except ValueError as error:
-        # Raised by this project's own checks with a message for people; the trace goes to the debug log.
-        if type(error).__module__.startswith("dsocr") or _raised_in_dsocr(error):
-            logger.debug("trace of the failure", exc_info=True)
-            logger.error("%s", error)
-            raise SystemExit(1) from None
-        raise
-
-
-def _raised_in_dsocr(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("dsocr.")

@@ -188,7 +188,7 @@ def pretrain(arguments: PretrainArguments) -> tuple[PreTrainedModel, OcrProcesso
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        sums += torch.tensor([float(language), float(auxiliary)])
+        sums += torch.tensor([language.item(), auxiliary.item()])
         if (step + 1) % arguments.eval_steps == 0 or step + 1 == arguments.max_steps:
             length = line_length(step, arguments)
             held_out = generate_lines("print", seed=EVALUATION_SEED, max_length=length)

@@ -36,6 +36,7 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Lo
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
+        handler.close()
     console = _BarSafeHandler()
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root.addHandler(console)

@@ -86,6 +86,9 @@ def _find_base(name: str, revision: str | None) -> tuple[str, str | None, str | 
     base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder}: adapter_config.json names no base model.")
+    # A base beside the adapter (the demonstration's) is found wherever the run folder was moved to.
+    beside = folder / Path(base).name
+    base = str(beside) if not Path(base).is_dir() and beside.is_dir() else base
     is_local = Path(base).is_dir()
     return base, None if is_local else card.get("revision") or saved.get("revision"), str(folder)
 

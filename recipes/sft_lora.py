@@ -138,8 +138,12 @@ def main(script_args, training_args, model_args):
     trainer.end()
 
 
-if __name__ == "__main__":
+def run(argv):
     prepare_process()
-    arguments = parse_arguments(with_demo_config(sys.argv[1:], DEMO_CONFIG))
+    arguments = parse_arguments(with_demo_config(argv, DEMO_CONFIG))
     with explained(**memory_settings(*arguments)):
         main(*arguments)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

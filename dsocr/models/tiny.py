@@ -76,8 +76,8 @@ def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, laye
 def _initialize(model: PreTrainedModel, seed: int) -> None:
     """Weights at the scale of their fan-in, position tables small.
 
-    SAM's own initialisation (std 1e-10) makes denormals that slow a CPU down tenfold, and at std 0.02 the features of
-    two different images differ by under 1 % of their variance, which no language model can read.
+    SAM's own initialisation (std 1e-10) makes denormals, which slow a CPU down, and lets the position tables outweigh
+    the image.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -1,0 +1,223 @@
+"""The recipes as a person runs them."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+from dsocr.models import load_adapter, load_model
+from dsocr.models.adapters import read_adapter_card
+from dsocr.models.tiny import build_tiny_model
+from dsocr.processor import OcrProcessor
+
+
+FEW_STEPS = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps",
+             "--save_steps", "2", "--max_new_tokens", "8", "--disable_tqdm", "true", "--use_cpu", "true", "--bf16", "false"]
+
+
+def load_recipe(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(monkeypatch, *argv):
+    recipe = load_recipe("sft_lora")
+    monkeypatch.setattr(sys, "argv", ["sft_lora.py", *map(str, argv)])
+    recipe.run(list(map(str, argv)))
+
+
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory):
+    """The no-argument run through accelerate launch: folder and console."""
+    folder = tmp_path_factory.mktemp("demo")
+    config = REPOSITORY / "accelerate_configs" / "single_gpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, REPOSITORY / "recipes/sft_lora.py"]
+    ended = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder / "outputs" / "demo", ended.stdout
+
+
+def test_the_demonstration_says_what_it_is_and_how_to_do_the_real_thing(demonstration):
+    first = "\n".join(demonstration[1].splitlines()[:6])
+    assert "built-in demonstration" in first
+    assert "--model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name" in first
+
+
+def test_the_demonstration_shows_its_stages_and_preflight(demonstration):
+    console = demonstration[1]
+    for number in range(1, 8):
+        assert re.search(rf"Step {number}/7: .* \.\.\. done \(", console), number
+    for line in ("preflight: image tokens", "preflight: first loss", "trainable params:", "0 tensors missing"):
+        assert line in console, line
+    assert re.search(r"step 1/\d+: loss .* samples/s, .* image \+ .* text tokens/s, peak .* GiB", console)
+    log = (demonstration[0] / "run.log").read_text(encoding="utf-8")
+    assert re.search(r"^\d{4}-\d\d-\d\d .* INFO dsocr.callbacks: step 1/", log, re.M)
+
+
+def test_the_demonstration_ends_in_its_results(demonstration):
+    folder, console = demonstration
+    last = console.strip().splitlines()[-1]
+    pattern = r"CER \d\.\d{3} -> \d\.\d{3}, WER \d\.\d{3} -> \d\.\d{3} on \d+ held-out lines; adapter in outputs/demo"
+    assert re.fullmatch(pattern, last), last
+    results = json.loads((folder / "ocr_results.json").read_text(encoding="utf-8"))
+    for key in ("base", "adapter", "adapter_shuffled_images"):
+        assert {"cer", "wer", "exact", "n"} <= set(results[key])
+    assert results["sets"]["held_out"]["base"] == results["base"]
+    assert results["dropped"] == {} and results["renamed"] == {}
+    losses = [e["loss"] for e in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in e]
+    assert losses[-1] < losses[0]
+
+
+def test_the_demonstrations_adapter_loads_on_its_base_by_itself(demonstration):
+    folder, _ = demonstration
+    card = read_adapter_card(folder)
+    assert card["image_mode"] == "gundam" and card["prompt"] == "<image>\nFree OCR."
+    base = load_model(str(folder / "base_model"))
+    model = load_adapter(base, folder)
+    assert any((p != 0).any() for n, p in model.named_parameters() if "lora_B" in n)
+    assert OcrProcessor.from_pretrained(folder).image_mode == "gundam"
+    assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+def test_verify_checkpoint_reads_the_shipped_sample_with_an_adapter(demonstration):
+    folder, _ = demonstration
+    # The card's base is relative to where the demonstration ran.
+    script = str(REPOSITORY / "recipes" / "verify_checkpoint.py")
+    ended = subprocess.run(
+        [sys.executable, script, "."], cwd=folder, capture_output=True, text=True,
+        encoding="utf-8", check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for word in ("0 tensors missing, 0 unexpected", "The quick brown fox", "CER", "below chance: sound", "peak memory"):
+        assert word in ended.stdout
+
+
+def test_verify_checkpoint_fails_a_model_worse_than_chance(tmp_path):
+    from dsocr.verification import verify_checkpoint
+
+    model, processor = build_tiny_model("v1")
+    model.lm_head.weight.data.mul_(200)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    report = verify_checkpoint(str(tmp_path))
+    assert not report.sound and "NOT below chance" in "\n".join(report.lines())
+    with pytest.raises(ValueError, match="--image and --text go together"):
+        verify_checkpoint(str(tmp_path), image="x.png")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_model_folder_and_a_dataset_folder(version, monkeypatch, tmp_path, line_folder):
+    model, processor = build_tiny_model(version)
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    out = tmp_path / "out"
+    named = ["--model_name_or_path", tmp_path / "base", "--dataset_name", line_folder, "--output_dir", out]
+    run(monkeypatch, *named, *FEW_STEPS, "--extra_eval_datasets", f"again={line_folder}", "--model_revision", "main")
+    results = json.loads((out / "ocr_results.json").read_text(encoding="utf-8"))
+    assert set(results["sets"]) == {"held_out", "again"} and results["sets"]["again"]["base"]["n"] == 16
+    assert read_adapter_card(out)["base_model_name_or_path"] == str(tmp_path / "base")
+    assert len(load_file(out / "adapter_model.safetensors")) == 2 * 21
+    if version == "v1":
+        # A run that was stopped goes on from the newest complete checkpoint.
+        (out / "checkpoint-4" / "optimizer.pt").unlink()
+        run(monkeypatch, *named, *FEW_STEPS, "--resume_from_checkpoint")
+        log = (out / "run.log").read_text(encoding="utf-8")
+        assert "skipped" in log and f"resuming from {out / 'checkpoint-2'}" in log
+
+
+def test_bad_inputs_end_in_one_clear_line(monkeypatch, tmp_path, line_folder, caplog):
+    model, processor = build_tiny_model("v1")
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metadata.jsonl").write_text("")
+    common = ["--output_dir", tmp_path / "out", *FEW_STEPS]
+    base = ["--model_name_or_path", tmp_path / "base"]
+    for argv, message in (
+        ([*base, "--dataset_name", tmp_path / "empty"], "no usable sample"),
+        ([*base, "--dataset_name", tmp_path / "gone"], "there is no such file or folder"),
+        (["--model_name_or_path", tmp_path / "empty", "--dataset_name", line_folder], "no config.json"),
+        ([*base, "--dataset_name", line_folder, "--image_mode", "huge"], "image_mode='huge'"),
+        ([*base, "--dataset_name", line_folder, "--max_length", "90"], "are more than 90"),
+        ([*base, "--dataset_name", line_folder, "--resume_from_checkpoint", "true"], "no complete checkpoint"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, *argv, *common)
+        assert stop.value.code == 1
+        log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
+        assert message in log and "Traceback" not in log, message
+
+
+def test_skipping_overlong_samples_is_counted(monkeypatch, tmp_path, line_folder):
+    run(
+        monkeypatch, "--dataset_name", line_folder, "--output_dir", tmp_path, *FEW_STEPS,
+        "--max_length", "94", "--on_bad_sample", "skip",
+    )
+    skipped = json.loads((tmp_path / "skipped_samples.json").read_text(encoding="utf-8"))
+    assert 0 < skipped["counts"]["too_long"] < 16
+    results = json.loads((tmp_path / "ocr_results.json").read_text(encoding="utf-8"))
+    assert results["skipped"] == skipped["counts"]
+
+
+def test_full_fine_tuning_and_early_stopping(monkeypatch, tmp_path, line_folder):
+    run(
+        monkeypatch, "--dataset_name", line_folder, "--output_dir", tmp_path, *FEW_STEPS, "--use_peft", "false",
+        "--early_stopping_patience", "1",
+    )
+    assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "adapter_config.json").exists()
+    again = load_model(str(tmp_path))
+    base = load_model(str(tmp_path / "base_model"))
+    assert not torch.equal(again.lm_head.weight, base.lm_head.weight)
+    assert torch.equal(again.model.multi_modal_projector.weight, base.model.multi_modal_projector.weight)
+
+
+def test_pretraining_learns_and_resumes(tmp_path, monkeypatch):
+    from dsocr import pretraining
+
+    monkeypatch.setattr(pretraining, "SEGMENT", 10)
+
+    def pretrain(folder, **options):
+        arguments = pretraining.PretrainArguments(
+            output_dir=str(tmp_path / folder), max_steps=20, eval_steps=10, eval_lines=4, warmup_steps=2,
+            per_device_train_batch_size=4, width=64, layers=2, max_length=3, **options,
+        )
+        return pretraining.pretrain(arguments)
+
+    model, _, history = pretrain("whole")
+    assert history[1]["language_loss"] < history[0]["language_loss"]
+    assert history[1]["auxiliary_loss"] < history[0]["auxiliary_loss"]
+
+    evaluate, calls = pretraining.evaluate_lines, []
+
+    def stop_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(pretraining, "evaluate_lines", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("part")
+    resumed, _, history = pretrain("part", resume=True)
+    assert [entry["step"] for entry in history] == [10, 20]
+    expected = dict(model.named_parameters())
+    for name, parameter in resumed.named_parameters():
+        assert torch.allclose(parameter, expected[name], atol=1e-6), name
+
+
+def test_recipes_show_help():
+    for path in sorted((REPOSITORY / "recipes").glob("*.py")):
+        ended = subprocess.run(
+            [sys.executable, str(path), "--help"], capture_output=True, text=True, encoding="utf-8", check=False
+        )
+        assert ended.returncode == 0 and "usage:" in ended.stdout, path.name
