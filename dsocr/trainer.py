@@ -77,6 +77,8 @@ class OcrTrainer(SFTTrainer):
             self._total_train_tokens = 0
 
     def training_step(self, model, inputs, *args, **kwargs):
+        if not self._counts["samples"]:
+            self._counted_since = time.perf_counter()
         # Sums stay on the device until they are logged, so that counting does not wait for it.
         image_tokens = (inputs["input_ids"] == self.processing_class.image_token_id).sum()
         self._counts["samples"] += inputs["input_ids"].shape[0]

@@ -136,6 +136,8 @@ def load_model(
     _raise_on_difference(name_or_path, info)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = PAD_TOKEN_ID
+    # After the embeddings were built, where it would be a row that is never trained.
+    model.config.text_config.pad_token_id = model.generation_config.pad_token_id
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.bos_token_id = config.text_config.bos_token_id
     parameters = sum(parameter.numel() for parameter in model.parameters())
