@@ -70,8 +70,8 @@ def explain(error: BaseException, **memory_settings) -> str | None:
         return f"cannot write: {error}. Free some space, or give another --output_dir."
     if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError):
         return str(error)
-    # This project's own checks raise ValueError with a message for people.
-    if isinstance(error, ValueError) and _raised_in_dsocr(error):
+    # This project's own checks raise ValueError with a message for people; in a worker process only its type is left.
+    if isinstance(error, ValueError) and (_raised_in_dsocr(error) or type(error).__module__.startswith("dsocr.")):
         return str(error)
     return None
 
@@ -95,6 +95,6 @@ def explained(**memory_settings) -> Iterator[None]:
         message = explain(error, **memory_settings)
         if message is None:
             raise
-        logger.debug("trace of the failure", exc_info=True)
+        logger.debug("the trace of what follows", exc_info=True)
         logger.error("%s", message)
         raise SystemExit(1) from None

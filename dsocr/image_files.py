@@ -17,13 +17,13 @@ _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 class UnreadableImageError(ValueError):
     """An image that cannot be used. `reason` is a short word for counting: missing, unreadable, too_small, too_large."""
 
-    def __init__(self, reason: str, message: str):
+    # The message comes first and alone suffices: a data loader worker's error is built anew from it.
+    def __init__(self, message: str, reason: str = "unreadable"):
         super().__init__(message)
         self.reason = reason
 
     def __reduce__(self):
-        # Raised in data loader workers, so it must survive pickling.
-        return type(self), (self.reason, str(self))
+        return type(self), (str(self), self.reason)
 
 
 def image_name(source: Any) -> str:
@@ -41,20 +41,20 @@ def _open(source: Any, name: str) -> Image.Image:
     if isinstance(source, dict):
         source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise UnreadableImageError("missing", f"{name}: there is no such file.")
+        raise UnreadableImageError(f"{name}: there is no such file.", "missing")
     try:
         return Image.open(source)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError("unreadable", f"{name}: not an image that Pillow can read ({error}).") from error
+        raise UnreadableImageError(f"{name}: not an image that Pillow can read ({error}).") from error
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if min(size) < MIN_SIDE:
-        raise UnreadableImageError("too_small", f"{name}: {width}x{height} pixels; a side under {MIN_SIDE} holds no text.")
+        raise UnreadableImageError(f"{name}: {width}x{height} pixels; a side under {MIN_SIDE} holds no text.", "too_small")
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
-            "too_large", f"{name}: {width}x{height} pixels; more than {MAX_PIXELS // 10**6} million are not opened."
+            f"{name}: {width}x{height} pixels; more than {MAX_PIXELS // 10**6} million are not opened.", "too_large"
         )
 
 
@@ -77,7 +77,7 @@ def check_image(source: Any) -> tuple[int, int]:
         image.draft("RGB", (width // 8, height // 8))
         image.load()
     except _DAMAGE as error:
-        raise UnreadableImageError("unreadable", f"{name}: damaged or truncated image ({error}).") from error
+        raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
     return (height, width) if rotated else (width, height)
 
 
@@ -113,4 +113,4 @@ def open_image(source: Any) -> Image.Image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except _DAMAGE as error:
-        raise UnreadableImageError("unreadable", f"{name}: damaged or truncated image ({error}).") from error
+        raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error

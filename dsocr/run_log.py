@@ -24,7 +24,7 @@ class _BarSafeHandler(logging.Handler):
 
 
 def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Logger:
-    """Log the project at INFO and the libraries at WARNING, on the main process alone.
+    """Log the project at INFO (the file at DEBUG, with the trace of a failure), the libraries at WARNING; rank 0 alone.
 
     Args:
         output_dir: Run folder, where `run.log` is appended to; `None` logs to the console alone.
@@ -37,7 +37,7 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Lo
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    console = _BarSafeHandler()
+    console = _BarSafeHandler(logging.INFO)
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root.addHandler(console)
     if is_main and output_dir is not None:
@@ -50,7 +50,7 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Lo
         library.disable_default_handler() if hasattr(library, "disable_default_handler") else None
         library.enable_propagation()
     for name in _LIBRARIES:
-        level = logging.INFO if name in ("dsocr", "recipes") else logging.WARNING
+        level = logging.DEBUG if name in ("dsocr", "recipes") else logging.WARNING
         logging.getLogger(name).setLevel(level if is_main else logging.ERROR)
     # Deprecations inside the libraries are for their developers; everything else is said once.
     warnings.simplefilter("once")

@@ -131,5 +131,6 @@ class OcrTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if isinstance(self.model, PeftModel):
+        # Trainer calls this in every process; the first one writes.
+        if self.args.should_save and isinstance(self.model, PeftModel):
             save_adapter_card(output_dir or self.args.output_dir, self.model, **self.adapter_card)

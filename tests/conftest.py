@@ -3,18 +3,21 @@
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from PIL import Image, ImageDraw
 
-from dsocr.data.synthetic import generate_lines, write_dataset
-from dsocr.environment import prepare_process
-from dsocr.models.tiny import build_tiny_model
+# Read by huggingface_hub when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+from dsocr.data.synthetic import generate_lines, write_dataset  # noqa: E402
+from dsocr.environment import prepare_process  # noqa: E402
+from dsocr.models.tiny import build_tiny_model  # noqa: E402
 
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from training_helpers import build_trainer, logged_losses
 
 from dsocr.data import load_ocr_dataset
 from dsocr.environment import prepare_process
+from dsocr.models import verify_saved_adapter
 
 
 def main(data: str, output: str, batch_size: str) -> None:
@@ -22,6 +23,10 @@ def main(data: str, output: str, batch_size: str) -> None:
     )
     trainer.train()
     cer = trainer.evaluate()["eval_cer"]
+    folder = Path(output).with_suffix("")
+    trainer.save_model(folder)
+    trainer.accelerator.wait_for_everyone()
+    verify_saved_adapter(trainer.model, folder)
     if trainer.is_world_process_zero():
         losses = logged_losses(trainer)
         content = {"losses": losses, "cer": cer, "processes": trainer.accelerator.num_processes}

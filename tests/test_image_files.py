@@ -93,5 +93,5 @@ def test_bytes_and_pil_images(scratch_image):
 
 
 def test_the_error_survives_a_worker_process():
-    error = pickle.loads(pickle.dumps(UnreadableImageError("missing", "a.png: gone")))
+    error = pickle.loads(pickle.dumps(UnreadableImageError("a.png: gone", "missing")))
     assert (error.reason, str(error)) == ("missing", "a.png: gone")

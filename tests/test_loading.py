@@ -121,3 +121,37 @@ def test_an_adapter_on_the_tower_gets_its_gradient_although_vision_was_frozen(ti
     peft_model = get_peft_model(model, LoraConfig(target_modules=r".*vision_encoder.*\.q_proj", task_type="CAUSAL_LM"))
     peft_model(**OcrCollator(processor)(rows[:2])).loss.backward()
     assert all(parameter.grad is not None for parameter in peft_model.parameters() if parameter.requires_grad)
+
+
+def test_a_hub_id_is_asked_for_its_revision(monkeypatch):
+    from dsocr.models import loading
+
+    asked = {}
+
+    class Loaded(Exception):
+        pass
+
+    def cached_file(name, filename, revision):
+        asked.update(name=name, config_revision=revision)
+        return FOLDER / "v1" / filename
+
+    def from_pretrained(name, **options):
+        asked.update(weights_revision=options["revision"], safetensors=options["use_safetensors"])
+        assert "trust_remote_code" not in options
+        raise Loaded
+
+    monkeypatch.setattr(loading, "cached_file", cached_file)
+    monkeypatch.setattr(loading.MODEL_CLASSES["unlimited_ocr"], "from_pretrained", from_pretrained)
+    with pytest.raises(Loaded):
+        load_model("deepseek-ai/DeepSeek-OCR", revision="abc123")
+    assert asked == {
+        "name": "deepseek-ai/DeepSeek-OCR",
+        "config_revision": "abc123",
+        "weights_revision": "abc123",
+        "safetensors": True,
+    }
+
+
+def test_a_hub_that_cannot_be_reached_is_said():
+    with pytest.raises(ModelLoadError, match="neither a local folder nor a model id that can be reached"):
+        load_model("deepseek-ai/DeepSeek-OCR")

@@ -207,6 +207,17 @@ def test_workers_under_the_spawn_start_method(tmp_path, dataset):
     assert losses[0] == losses[1]
 
 
+def test_a_damaged_image_in_a_worker_keeps_its_name(tmp_path, dataset):
+    from dsocr.image_files import UnreadableImageError
+
+    trainer = build_trainer(tmp_path, dataset, max_steps=8, dataloader_num_workers=1)
+    path = dataset[5]["image"]
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    with pytest.raises(UnreadableImageError, match="000005.png"):
+        trainer.train()
+
+
 def overfit(tmp_path, dataset, steps):
     trainer = build_trainer(
         tmp_path, dataset, lora=False, freeze=False, max_steps=steps, per_device_train_batch_size=8,
@@ -269,3 +280,19 @@ def test_two_processes_give_the_losses_of_one_with_the_double_batch(tmp_path, da
     assert (single["processes"], double["processes"]) == (1, 2)
     assert double["losses"] == pytest.approx(single["losses"], abs=1e-5)
     assert double["cer"] == pytest.approx(single["cer"])
+
+
+def test_bf16_weights_as_on_a_gpu(tmp_path, dataset):
+    """The types that a GPU run has: base in bf16, adapter in fp32, autocast on."""
+    model, processor = build_tiny_model("v1")
+    trainer = build_trainer(
+        tmp_path, dataset, model=(model.to(torch.bfloat16), processor), bf16=True, max_steps=3, learning_rate=5e-3,
+        eval_dataset=dataset.select(range(3)),
+    )
+    assert trainer.data_collator.dtype == torch.bfloat16
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    trainer.preflight(random_weights=True)
+    trainer.train()
+    losses = logged_losses(trainer)
+    assert losses[-1] < losses[0]
+    assert trainer.evaluate()["eval_cer"] >= 0

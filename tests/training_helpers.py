@@ -48,11 +48,12 @@ def build_trainer(
     dropout=0.0,
     lora=True,
     freeze=True,
+    model=None,
     callbacks=None,
     eval_dataset=None,
     **options,
 ) -> OcrTrainer:
-    model, processor = build_tiny_model(version)
+    model, processor = model or build_tiny_model(version)
     make_peft_safe(model)
     if freeze:
         freeze_vision(model)
@@ -62,7 +63,7 @@ def build_trainer(
     return OcrTrainer(
         model=model,
         args=sft_config(output_dir, **options),
-        data_collator=OcrCollator(processor),
+        data_collator=OcrCollator(processor, dtype=model.dtype),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,

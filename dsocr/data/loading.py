@@ -76,7 +76,7 @@ def has_test_split(source: str | Path, split: str = "test", config: str | None =
 def _inside(root: Path, name: str) -> Path:
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise UnreadableImageError("outside_folder", f"{name}: points outside the dataset folder {root}.")
+        raise UnreadableImageError(f"{name}: points outside the dataset folder {root}.", "outside_folder")
     return path
 
 
