@@ -2,60 +2,72 @@
 
 import itertools
 import logging
+import shutil
+from importlib.resources import files
 from pathlib import Path
 
-from dsocr.data.synthetic import generate_lines, write_dataset
-from dsocr.models.tiny import build_tiny_model
+from dsocr.data.synthetic import SyntheticLine, generate_lines, write_dataset
 
 
 logger = logging.getLogger(__name__)
 
-TRAIN_LINES, EVAL_LINES = 256, 48
-MAX_LENGTH = 8
+TINY_BASE = Path(str(files("dsocr.models") / "tiny_base"))
+REAL_DIGITS = Path(str(files("dsocr.data") / "samples" / "real_digits"))
+# The demonstration's writers: as a person's own notes would be, few hands and many lines of each.
+WRITERS = ("Caveat", "Neucha", "Pangolin", "MarckScript")
+TRAIN_LINES, EVAL_LINES = 1000, 100
+MIN_LENGTH, MAX_LENGTH = 2, 16
 
 
-def write_demo_model(folder: Path, image_mode: str | None) -> Path:
-    """Write the built-in tiny base model and its processor as a checkpoint folder; returns the folder."""
+def write_demo_model(folder: Path) -> Path:
+    """Copy the built-in tiny base model beside the run, so that its adapter finds it; returns the folder."""
     if not (folder / "config.json").is_file():
-        model, processor = build_tiny_model("v1", image_mode=image_mode or "gundam")
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        shutil.copytree(TINY_BASE, folder)
     return folder
 
 
-def write_demo_data(folder: Path) -> Path:
-    """Write rendered handwriting as a dataset folder with `train` and `test`; returns the folder.
+def _lines(style: str, seed: int, count: int, fonts: tuple[str, ...] | None = None) -> list[SyntheticLine]:
+    stream = generate_lines(style, seed=seed, min_length=MIN_LENGTH, max_length=MAX_LENGTH, fonts=fonts)
+    return list(itertools.islice(stream, count))
 
-    The test lines have other texts, and half of them are in two handwriting fonts that are not in the training set.
+
+def write_demo_data(folder: Path) -> tuple[Path, list[str]]:
+    """Write the demonstration's data.
+
+    Returns:
+        The dataset folder (`train`, and `test` with other texts of the same writers), and `NAME=PATH` of further
+        held-out sets: two handwriting fonts that are never trained on, print, and real handwritten digits.
     """
-    train = list(itertools.islice(generate_lines("handwriting", seed=0, max_length=MAX_LENGTH), TRAIN_LINES))
-    seen = itertools.islice(generate_lines("handwriting", seed=1, max_length=MAX_LENGTH), EVAL_LINES // 2)
-    unseen = itertools.islice(generate_lines("unseen_handwriting", seed=1, max_length=MAX_LENGTH), EVAL_LINES // 2)
-    write_dataset(folder / "train", train)
-    write_dataset(folder / "test", [*seen, *unseen])
-    return folder
+    write_dataset(folder / "train", _lines("handwriting", 0, TRAIN_LINES, WRITERS))
+    write_dataset(folder / "test", _lines("handwriting", 1, EVAL_LINES, WRITERS))
+    extra = {"unseen_fonts": "unseen_handwriting", "print": "print"}
+    for name, style in extra.items():
+        write_dataset(folder / name, _lines(style, 1, EVAL_LINES))
+    return folder, [*(f"{name}={folder / name}" for name in extra), f"real_digits={REAL_DIGITS}"]
 
 
-
-def prepare_demo(
-    output_dir: Path, model: str | None, dataset: str | None, image_mode: str | None
-) -> tuple[str, str]:
+def prepare_demo(output_dir: Path, model: str | None, dataset: str | None) -> tuple[str, str, list[str]]:
     """Stand in for a model or a dataset that was not named, and say in plain words which flags make it the real thing.
 
     Args:
         output_dir: Run folder; the built-in model and data are written below it.
         model: `--model_name_or_path`, or `None`.
         dataset: `--dataset_name`, or `None`.
-        image_mode: Image mode of the built-in model.
 
     Returns:
-        `(model, dataset)`, both named.
+        `(model, dataset, extra evaluation sets)`, the first two named.
     """
     missing = [name for name, given in (("tiny model", model), ("rendered handwriting", dataset)) if given is None]
     logger.info("=" * 88)
-    logger.info("This is the built-in demonstration (%s). It has random weights and is here to be tried, not to read.",
-                " on ".join(missing))
+    logger.info("This is the built-in demonstration (%s).", " on ".join(missing))
+    if model is None:
+        logger.info("The tiny model reads print; its adapter learns handwriting. It is no model for real work.")
     logger.info("The real thing: --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name path/to/my_lines/")
     logger.info("=" * 88)
-    model = model or str(write_demo_model(output_dir / "base_model", image_mode))
-    return model, dataset or str(write_demo_data(output_dir / "demo_data"))
+    extra: list[str] = []
+    if model is None:
+        model = str(write_demo_model(output_dir / "base_model"))
+    if dataset is None:
+        folder, extra = write_demo_data(output_dir / "demo_data")
+        dataset = str(folder)
+    return model, dataset, extra

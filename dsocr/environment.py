@@ -34,7 +34,8 @@ def prepare_process() -> None:
     if not torch.cuda.is_available() and torch.get_num_threads() == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all cores but one idle.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
 
 
 def warn_about_unused_gpu() -> bool:

@@ -65,3 +65,13 @@ def log_lines(before: EvaluatedSet, after: EvaluatedSet, count: int = SHOWN_LINE
     for reference, old, new in list(triples)[:count]:
         for label, text in (("reference", reference), ("before", old), ("after", new)):
             logger.info("%9s  %s", label, normalize(text)[:SHOWN_CHARACTERS])
+
+
+def log_table(before: dict[str, EvaluatedSet], after: dict[str, EvaluatedSet], shuffled: EvaluatedSet) -> None:
+    """Log CER before and after for every set, and with shuffled images, as a table."""
+    logger.info("%-16s %6s  %9s  %9s  %s", "set", "lines", "CER base", "adapter", "95 % interval")
+    for name in before:
+        old, new = before[name].metrics, after[name].metrics
+        logger.info("%-16s %6d  %9.3f  %9.3f  %.3f-%.3f", name, new.n, old.cer, new.cer, new.cer_low, new.cer_high)
+    rates = shuffled.metrics
+    logger.info("%-16s %6d  %9s  %9.3f  %.3f-%.3f", "shuffled images", rates.n, "", rates.cer, rates.cer_low, rates.cer_high)

@@ -49,7 +49,7 @@ class OcrTrainer(SFTTrainer):
         self._counts = {"samples": 0, "image_tokens": 0, "text_tokens": 0}
         self._not_finite = 0
 
-    def preflight(self, *, random_weights: bool = False) -> PreflightReport:
+    def preflight(self, *, strict: bool = True) -> PreflightReport:
         """Check one batch of two lines end to end; see `dsocr.preflight.run_preflight`.
 
         Raises:
@@ -69,7 +69,7 @@ class OcrTrainer(SFTTrainer):
         try:
             texts = [row["text"] for row in rows]
             return run_preflight(
-                self.model, self.processing_class, batch, texts, compute_loss, random_weights=random_weights
+                self.model, self.processing_class, batch, texts, compute_loss, strict=strict
             )
         finally:
             # The metrics of TRL's log start with the first step.

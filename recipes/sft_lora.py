@@ -27,9 +27,10 @@ from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
+from dsocr.gallery import GALLERY_NAME, draw_examples
 from dsocr.models import freeze_vision, load_model, verify_saved_adapter
 from dsocr.processor import OcrProcessor
-from dsocr.results import build_results, log_lines, summary_line, write_results
+from dsocr.results import build_results, log_lines, log_table, summary_line, write_results
 from dsocr.run_log import Stages, setup_logging
 from dsocr.trainer import OcrTrainer
 from dsocr.wrapper import find_guard, make_peft_safe
@@ -47,12 +48,13 @@ def main(script_args, training_args, model_args):
     logger.info("%s", ", ".join(f"{name} {value}" for name, value in machine.items()))
     warn_about_unused_gpu()
     resume = resolve_resume(training_args.resume_from_checkpoint, output_dir)
-    random_weights = model_args.model_name_or_path is None
-    if random_weights or script_args.dataset_name is None:
+    is_builtin = model_args.model_name_or_path is None
+    if is_builtin or script_args.dataset_name is None:
         with training_args.main_process_first(desc="writing the demonstration"):
-            model_args.model_name_or_path, script_args.dataset_name = prepare_demo(
-                output_dir, model_args.model_name_or_path, script_args.dataset_name, script_args.image_mode
+            model_args.model_name_or_path, script_args.dataset_name, extra = prepare_demo(
+                output_dir, model_args.model_name_or_path, script_args.dataset_name
             )
+            script_args.extra_eval_datasets += extra
 
     ################
     # Model
@@ -107,7 +109,7 @@ def main(script_args, training_args, model_args):
         if peft_config is not None and is_main:
             trainer.model.print_trainable_parameters()
     with stage("preflight"):
-        for line in trainer.preflight(random_weights=random_weights).lines():
+        for line in trainer.preflight(strict=not is_builtin).lines():
             logger.info("preflight: %s", line)
     reading = reading_options(script_args, training_args)
     with stage("CER before training"):
@@ -134,6 +136,9 @@ def main(script_args, training_args, model_args):
         results = build_results(before, after, shuffled, held_out=HELD_OUT, **identity, **run)
         logger.info("results in %s", write_results(output_dir, results))
         log_lines(before[HELD_OUT], after[HELD_OUT])
+        log_table(before, after, shuffled)
+        images = sets.held_out["image"]
+        logger.info("picture in %s", draw_examples(output_dir / GALLERY_NAME, images, before[HELD_OUT], after[HELD_OUT]))
         print(summary_line(before[HELD_OUT].metrics, after[HELD_OUT].metrics, output_dir), flush=True)
     trainer.end()
 

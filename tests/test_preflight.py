@@ -22,7 +22,7 @@ def check(trainer, change=None):
         return change(batch) or batch if change else batch
 
     trainer.data_collator = broken
-    return trainer.preflight(random_weights=True)
+    return trainer.preflight(strict=False)
 
 
 def test_a_sound_run_passes(trainer):
@@ -41,7 +41,7 @@ def test_it_leaves_no_trace(tmp_path, lines):
         dataset = line_dataset(tmp_path / "data", lines)
         trainer = build_trainer(tmp_path / "run", dataset, max_steps=3, dropout=0.1)
         if preflight:
-            trainer.preflight(random_weights=True)
+            trainer.preflight(strict=False)
         trainer.train()
         losses.append(logged_losses(trainer))
     assert losses[0] == losses[1]
@@ -121,4 +121,4 @@ def test_a_first_loss_above_chance_stops_a_real_model_and_warns_of_a_random_one(
     assert check(trainer).first_loss > 6
     assert "above chance" in caplog.text
     with pytest.raises(PreflightError, match="above chance, ln.vocabulary. = 5.78"):
-        trainer.preflight(random_weights=False)
+        trainer.preflight(strict=True)

@@ -3,8 +3,9 @@
 Every random choice comes from one `random.Random`, so a seed fixes the images to the bit on one version of Pillow.
 """
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -201,6 +202,7 @@ def generate_lines(
     min_length: int = 1,
     max_length: int = 16,
     size: tuple[int, int] = (240, 40),
+    fonts: tuple[str, ...] | None = None,
 ) -> Iterator[SyntheticLine]:
     """An endless stream of rendered lines.
 
@@ -211,26 +213,28 @@ def generate_lines(
         min_length: Fewest characters.
         max_length: Most characters.
         size: `(width, height)` of every image in pixels.
+        fonts: Some of the style's fonts, in place of all.
 
     Raises:
-        ValueError: for an unknown style or script.
+        ValueError: for an unknown style, script or font.
     """
     if style not in FONTS:
         raise ValueError(f"style={style!r} is not one of {', '.join(FONTS)}.")
     unknown = set(scripts) - set(LETTERS)
     if unknown:
         raise ValueError(f"scripts={scripts!r}: {', '.join(sorted(unknown))} is not one of {', '.join(LETTERS)}.")
+    strangers = set(fonts or ()) - set(FONTS[style])
+    if strangers:
+        raise ValueError(f"fonts={fonts!r}: {', '.join(sorted(strangers))} is not one of {', '.join(FONTS[style])}.")
     rng = random.Random(f"{style}/{seed}")
     while True:
-        script, font = rng.choice(scripts), rng.choice(FONTS[style])
+        script, font = rng.choice(scripts), rng.choice(fonts or FONTS[style])
         text = random_text(rng, script, min_length, max_length)
         yield SyntheticLine(render_line(text, font, rng, size=size), text, script, font)
 
 
-def write_dataset(folder: str | Path, lines: list[SyntheticLine]) -> Path:
+def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
     """Write lines as PNG files with a `metadata.jsonl` that `load_ocr_dataset` reads; returns its path."""
-    import json
-
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     metadata = folder / "metadata.jsonl"
