@@ -184,6 +184,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[OcrScriptArguments, SFTConfig,
             check_config_file(parser, argv[position + 1])
         script_args, training_args, model_args = parser.parse_args_and_config(argv)
         check_target_modules(model_args.lora_target_modules)
+        if model_args.load_in_4bit or model_args.load_in_8bit:
+            raise ValueError("--load_in_4bit and --load_in_8bit are not supported by this recipe yet.")
         if script_args.dataset_streaming:
             raise ValueError("--dataset_streaming is not supported: lines are checked before training.")
         if training_args.load_best_model_at_end and training_args.metric_for_best_model in ("cer", "eval_cer"):
@@ -232,5 +234,4 @@ def memory_settings(script_args: OcrScriptArguments, training_args: SFTConfig, m
         "batch_size": training_args.per_device_train_batch_size,
         "checkpointing": bool(training_args.activation_checkpointing),
         "image_mode": script_args.image_mode or "gundam",
-        "four_bit": model_args.load_in_4bit,
     }

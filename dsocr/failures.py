@@ -20,14 +20,13 @@ class TrainingDivergedError(RuntimeError):
     """The loss is not a number any more."""
 
 
-def memory_advice(*, batch_size: int, checkpointing: bool, image_mode: str, four_bit: bool) -> str:
+def memory_advice(*, batch_size: int, checkpointing: bool, image_mode: str) -> str:
     """What to change after running out of memory, the flag that frees most first.
 
     Args:
         batch_size: Training batch per device.
         checkpointing: Whether activation checkpointing is on.
         image_mode: The image mode.
-        four_bit: Whether the base is quantised already.
     """
     advice = []
     if batch_size > 1:
@@ -37,8 +36,6 @@ def memory_advice(*, batch_size: int, checkpointing: bool, image_mode: str, four
     if image_mode not in ("tiny", "small"):
         smaller = "base" if image_mode in ("gundam", "large") else "small"
         advice.append(f"--image_mode {smaller} (fewer image tokens than {image_mode})")
-    if not four_bit:
-        advice.append("--load_in_4bit (quantises the linear layers)")
     advice.append("--lora_r 8")
     return "out of memory. In this order, try: " + "; ".join(advice) + "."
 

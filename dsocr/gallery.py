@@ -16,19 +16,19 @@ _INK = {"reference": "#222222", "before": "#a32020", "after": "#1d6b2f"}
 
 
 def draw_examples(
-    path: str | Path, images: list, before: EvaluatedSet, after: EvaluatedSet, count: int = 5
+    output_dir: str | Path, images: list, before: EvaluatedSet, after: EvaluatedSet, count: int = 5
 ) -> Path:
     """Draw the first lines of a set: the image, its reference, and what was read before and after training.
 
     Args:
-        path: PNG file to write.
+        output_dir: Folder where `examples.png` is written.
         images: Images of the set, what `open_image` takes.
         before: What the base model read of it.
         after: What the trained model read of it.
         count: Number of lines.
 
     Returns:
-        The path.
+        The path of the picture.
     """
     count = min(count, len(images))
     font = ImageFont.truetype(str(FONT_FOLDER / "OpenSans.ttf"), 17)
@@ -46,5 +46,6 @@ def draw_examples(
             y = top + _LINE_HEIGHT + row * _TEXT_HEIGHT
             draw.text((_GAP, y), label, font=font, fill="#888888")
             draw.text((_GAP + 100, y), normalize(text)[:70], font=font, fill=_INK[label])
+    path = Path(output_dir) / GALLERY_NAME
     page.save(path)
-    return Path(path)
+    return path

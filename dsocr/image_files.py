@@ -51,7 +51,9 @@ def _open(source: Any, name: str) -> Image.Image:
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if min(size) < MIN_SIDE:
-        raise UnreadableImageError(f"{name}: {width}x{height} pixels; a side under {MIN_SIDE} holds no text.", "too_small")
+        raise UnreadableImageError(
+            f"{name}: {width}x{height} pixels; a side under {MIN_SIDE} holds no text.", "too_small"
+        )
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
             f"{name}: {width}x{height} pixels; more than {MAX_PIXELS // 10**6} million are not opened.", "too_large"

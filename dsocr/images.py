@@ -181,7 +181,9 @@ def image_geometry(version: str, mode: str, *, size_divisor: int = 1, patch_size
     if version not in _GEOMETRIES:
         raise ValueError(f"version={version!r} is not one of {sorted(_GEOMETRIES)}.")
     if mode not in _GEOMETRIES[version]:
-        raise ValueError(f"image_mode={mode!r} does not exist for {version}; choose one of {', '.join(MODES[version])}.")
+        raise ValueError(
+            f"image_mode={mode!r} does not exist for {version}; choose one of {', '.join(MODES[version])}."
+        )
     geometry = _GEOMETRIES[version][mode]
     return replace(
         geometry,

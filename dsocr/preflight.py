@@ -67,7 +67,9 @@ def check_labels(batch: dict[str, Any], processor: OcrProcessor, texts: list[str
         if processor.image_token_id in trained:
             problems.append(f"row {row}: image tokens are trained on")
         if normalize(processor.tokenizer.decode(trained[:-1])) != normalize(text):
-            problems.append(f"row {row}: the labels do not spell the text {text[:40]!r}; it was cut or holds the prompt")
+            problems.append(
+                f"row {row}: the labels do not spell the text {text[:40]!r}; it was cut or holds the prompt"
+            )
         if bool((labels[batch["attention_mask"][row] == 0] != IGNORED).any()):
             problems.append(f"row {row}: padding is trained on")
         if bool(((labels != IGNORED) & (labels != ids)).any()):

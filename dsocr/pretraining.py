@@ -25,6 +25,7 @@ from dsocr.collator import OcrCollator
 from dsocr.data.synthetic import SyntheticLine, generate_lines
 from dsocr.evaluation import transcribe
 from dsocr.metrics import TextMetrics, compute_metrics
+from dsocr.models import load_model
 from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
 
@@ -48,7 +49,9 @@ class PretrainArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     warmup_steps: int = field(default=200, metadata={"help": "Steps of linear warm-up."})
     max_length: int = field(default=16, metadata={"help": "Longest line, in characters."})
-    growth: float = field(default=0.4, metadata={"help": "Share of the run over which lines grow to their full length."})
+    growth: float = field(
+        default=0.4, metadata={"help": "Share of the run over which lines grow to their full length."}
+    )
     width: int = field(default=128, metadata={"help": "Hidden size of language model and second vision encoder."})
     sam_width: int = field(default=64, metadata={"help": "Hidden size of the first vision encoder."})
     layers: int = field(default=3, metadata={"help": "Decoder layers."})
@@ -162,8 +165,6 @@ def pretrain(arguments: PretrainArguments) -> tuple[PreTrainedModel, OcrProcesso
     folder, first, history = Path(arguments.output_dir), 0, []
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.resume:
-        from dsocr.models import load_model
-
         model = load_model(str(folder), dtype="float32")
         state = torch.load(folder / STATE_NAME, weights_only=True)
         reader.load_state_dict(state["reader"])

@@ -1,37 +1,22 @@
 """The processor: tokenizer, image geometry and prompt in one object that is saved beside every checkpoint."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from dsocr.batches import OcrSample, collate_samples
 from dsocr.image_files import image_name, open_image
-from dsocr.images import PATCH_SIZE, ImageViews, image_geometry
+from dsocr.images import PATCH_SIZE, image_geometry
+from dsocr.models.config import model_version, native_config
+from dsocr.models.loading import read_raw_config
 from dsocr.prompts import DEFAULT_PROMPTS, IMAGE_TOKEN, split_prompt
 from dsocr.tokenization import load_tokenizer, read_json
 
 
 PROCESSOR_FILE = "processor_config.json"
 DEFAULT_MODE = "gundam"
-
-
-@dataclass
-class OcrSample:
-    """One sample ready for batching.
-
-    Attributes:
-        input_ids: bos, prompt, image tokens, prompt, and (when there is an answer) answer and one eos.
-        prompt_length: Number of ids before the answer.
-        views: The image's views.
-        name: File name, for messages.
-    """
-
-    input_ids: list[int]
-    prompt_length: int
-    views: ImageViews
-    name: str
 
 
 class OcrProcessor(ProcessorMixin):
@@ -98,9 +83,6 @@ class OcrProcessor(ProcessorMixin):
         Raises:
             ValueError: when there is no tokenizer.json, or the version cannot be told.
         """
-        from dsocr.models.config import model_version, native_config
-        from dsocr.models.loading import read_raw_config
-
         fields = read_json(name_or_path, PROCESSOR_FILE, revision)
         if fields.pop("processor_class", None) != cls.__name__:
             version = model_version(native_config(read_raw_config(str(name_or_path), revision)))
@@ -144,11 +126,13 @@ class OcrProcessor(ProcessorMixin):
 
     def __call__(self, images: list, dtype: torch.dtype = torch.float32) -> BatchFeature:
         """A left-padded batch for `model.generate` from a list of images."""
-        from dsocr.collator import collate_samples
-
         images = images if isinstance(images, list | tuple) else [images]
-        samples = [self.prepare(image) for image in images]
-        return BatchFeature(collate_samples(samples, self, padding_side="left", dtype=dtype))
+        return BatchFeature(self.collate([self.prepare(image) for image in images], padding_side="left", dtype=dtype))
+
+    def collate(self, samples: list[OcrSample], **options) -> dict[str, Any]:
+        """`dsocr.batches.collate_samples` with this processor's pad token, for its version of the model."""
+        pad = self.tokenizer.pad_token_id
+        return collate_samples(samples, pad_token_id=pad, with_grid=self.version != "v2", **options)
 
     def decode_answers(self, ids: torch.Tensor) -> list[str]:
         """Texts of generated ids `[batch, new_tokens]`, without control tokens and surrounding white space."""

@@ -20,5 +20,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     """
     parts = prompt.strip().split(IMAGE_TOKEN)
     if len(parts) != 2:
-        raise ValueError(f"prompt={prompt!r} must hold {IMAGE_TOKEN} exactly once, for example {DEFAULT_PROMPTS['v1']!r}.")
+        raise ValueError(
+            f"prompt={prompt!r} must hold {IMAGE_TOKEN} exactly once, for example {DEFAULT_PROMPTS['v1']!r}."
+        )
     return parts[0], parts[1]

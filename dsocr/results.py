@@ -74,4 +74,6 @@ def log_table(before: dict[str, EvaluatedSet], after: dict[str, EvaluatedSet], s
         old, new = before[name].metrics, after[name].metrics
         logger.info("%-16s %6d  %9.3f  %9.3f  %.3f-%.3f", name, new.n, old.cer, new.cer, new.cer_low, new.cer_high)
     rates = shuffled.metrics
-    logger.info("%-16s %6d  %9s  %9.3f  %.3f-%.3f", "shuffled images", rates.n, "", rates.cer, rates.cer_low, rates.cer_high)
+    logger.info(
+        "%-16s %6d  %9s  %9.3f  %.3f-%.3f", "shuffled images", rates.n, "", rates.cer, rates.cer_low, rates.cer_high
+    )

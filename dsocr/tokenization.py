@@ -68,5 +68,7 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD, IMAGE_TOKEN)])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD, IMAGE_TOKEN)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD)

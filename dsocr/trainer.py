@@ -68,9 +68,7 @@ class OcrTrainer(SFTTrainer):
 
         try:
             texts = [row["text"] for row in rows]
-            return run_preflight(
-                self.model, self.processing_class, batch, texts, compute_loss, strict=strict
-            )
+            return run_preflight(self.model, self.processing_class, batch, texts, compute_loss, strict=strict)
         finally:
             # The metrics of TRL's log start with the first step.
             self._metrics["train"].clear()

@@ -27,7 +27,7 @@ from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
-from dsocr.gallery import GALLERY_NAME, draw_examples
+from dsocr.gallery import draw_examples
 from dsocr.models import freeze_vision, load_model, verify_saved_adapter
 from dsocr.processor import OcrProcessor
 from dsocr.results import build_results, log_lines, log_table, summary_line, write_results
@@ -48,25 +48,22 @@ def main(script_args, training_args, model_args):
     logger.info("%s", ", ".join(f"{name} {value}" for name, value in machine.items()))
     warn_about_unused_gpu()
     resume = resolve_resume(training_args.resume_from_checkpoint, output_dir)
-    is_builtin = model_args.model_name_or_path is None
-    if is_builtin or script_args.dataset_name is None:
+    name, revision, source = model_args.model_name_or_path, model_args.model_revision, script_args.dataset_name
+    is_builtin = name is None
+    if name is None or source is None:
         with training_args.main_process_first(desc="writing the demonstration"):
-            model_args.model_name_or_path, script_args.dataset_name, extra = prepare_demo(
-                output_dir, model_args.model_name_or_path, script_args.dataset_name
-            )
+            name, source, extra = prepare_demo(output_dir, name, source)
             script_args.extra_eval_datasets += extra
 
     ################
     # Model
     ################
-    name, revision = model_args.model_name_or_path, model_args.model_revision
     with stage(f"base model {name}"):
         processor = OcrProcessor.from_pretrained(
             name, revision=revision, image_mode=script_args.image_mode, prompt=script_args.prompt
         )
-        model = load_model(
-            name, revision=revision, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-        )
+        attention = model_args.attn_implementation
+        model = load_model(name, revision=revision, dtype=model_args.dtype, attn_implementation=attention)
         make_peft_safe(model)
         freeze_vision(model)
         revision = getattr(model.config, "_commit_hash", None) or revision
@@ -76,9 +73,9 @@ def main(script_args, training_args, model_args):
     ################
     max_length = training_args.max_length or model.config.get_text_config().max_position_embeddings
     bad_samples = BadSamples(script_args.on_bad_sample)
-    with stage(f"data {script_args.dataset_name}"):
-        options = data_options(script_args, training_args)
-        sets = load_training_sets(script_args.dataset_name, processor, bad_samples, max_length=max_length, **options)
+    with stage(f"data {source}"):
+        options = data_options(script_args, training_args) | {"max_length": max_length}
+        sets = load_training_sets(source, processor, bad_samples, **options)
         if is_main:
             bad_samples.write(output_dir / "skipped_samples.json")
 
@@ -117,8 +114,7 @@ def main(script_args, training_args, model_args):
     with stage("training"):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if interrupt.interrupted:
-        logger.warning("stopped at step %d; the same command with --resume_from_checkpoint goes on from there",
-                       trainer.state.global_step)
+        logger.warning("stopped; the same command with --resume_from_checkpoint goes on from the saved step")
         sys.exit(INTERRUPTED)
 
     ################
@@ -128,17 +124,17 @@ def main(script_args, training_args, model_args):
         trainer.save_model(output_dir)
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
-        logger.info("%d adapter tensors saved, loaded back and compared", verify_saved_adapter(trainer.model, output_dir))
+        count = verify_saved_adapter(trainer.model, output_dir)
+        logger.info("%d adapter tensors saved, loaded back and compared", count)
         after = evaluate_sets(trainer.model, processor, sets.evaluated, **reading)
         shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **reading)
     if is_main:
         run = {"command": sys.argv, "machine": machine, "skipped": bad_samples.counts, **find_guard(model).counts()}
         results = build_results(before, after, shuffled, held_out=HELD_OUT, **identity, **run)
-        logger.info("results in %s", write_results(output_dir, results))
+        picture = draw_examples(output_dir, sets.held_out["image"], before[HELD_OUT], after[HELD_OUT])
+        logger.info("results in %s, picture in %s", write_results(output_dir, results), picture)
         log_lines(before[HELD_OUT], after[HELD_OUT])
         log_table(before, after, shuffled)
-        images = sets.held_out["image"]
-        logger.info("picture in %s", draw_examples(output_dir / GALLERY_NAME, images, before[HELD_OUT], after[HELD_OUT]))
         print(summary_line(before[HELD_OUT].metrics, after[HELD_OUT].metrics, output_dir), flush=True)
     trainer.end()
 

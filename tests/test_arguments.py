@@ -127,10 +127,11 @@ def test_the_demonstration_is_used_when_nothing_is_named():
         assert with_demo_config(argv, "demo.yaml") == argv
 
 
-def test_streaming_is_refused(capsys):
+@pytest.mark.parametrize("flag", ["--dataset_streaming", "--load_in_4bit", "--load_in_8bit"])
+def test_flags_that_would_be_ignored_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(["--dataset_streaming", "true"])
-    assert "--dataset_streaming is not supported" in capsys.readouterr().err
+        parse_arguments([flag, "true"])
+    assert re.search(f"{flag}.* not supported", capsys.readouterr().err)
 
 
 def test_help_shows_this_projects_flags(capsys, monkeypatch):

@@ -11,7 +11,7 @@ from dsocr.data import BadSampleError
 from dsocr.failures import INTERRUPTED, explained, memory_advice
 
 
-SETTINGS = {"batch_size": 4, "checkpointing": False, "image_mode": "gundam", "four_bit": False}
+SETTINGS = {"batch_size": 4, "checkpointing": False, "image_mode": "gundam"}
 
 
 def end_with(error):
@@ -54,8 +54,8 @@ def test_ctrl_c():
 
 def test_memory_advice_names_only_what_is_left_to_change():
     everything = memory_advice(**SETTINGS)
-    for flag in ("--per_device_train_batch_size 1", "--activation_checkpointing", "--image_mode base", "--load_in_4bit"):
+    for flag in ("--per_device_train_batch_size 1", "--activation_checkpointing", "--image_mode base"):
         assert flag in everything
-    little = memory_advice(batch_size=1, checkpointing=True, image_mode="tiny", four_bit=True)
-    for flag in ("--per_device_train_batch_size", "--activation_checkpointing", "--image_mode", "--load_in_4bit"):
+    little = memory_advice(batch_size=1, checkpointing=True, image_mode="tiny")
+    for flag in ("--per_device_train_batch_size", "--activation_checkpointing", "--image_mode"):
         assert flag not in little

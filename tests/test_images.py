@@ -109,7 +109,9 @@ def test_tokens_are_features_of_a_real_model(version, rows):
 
 
 def test_unknown_modes_are_refused_by_name():
-    with pytest.raises(ValueError, match="'huge' does not exist for v1; choose one of tiny, small, base, large, gundam"):
+    with pytest.raises(
+        ValueError, match="'huge' does not exist for v1; choose one of tiny, small, base, large, gundam"
+    ):
         image_geometry("v1", "huge")
     with pytest.raises(ValueError, match="'large' does not exist for v2"):
         image_geometry("v2", "large")

@@ -11,7 +11,11 @@ def test_transformers_conversion_mapping():
     from transformers import conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    for name in ("get_checkpoint_conversion_mapping", "register_checkpoint_conversion_mapping", "USER_REGISTERED_MAPPINGS"):
+    for name in (
+        "get_checkpoint_conversion_mapping",
+        "register_checkpoint_conversion_mapping",
+        "USER_REGISTERED_MAPPINGS",
+    ):
         assert hasattr(conversion_mapping, name), f"transformers.conversion_mapping.{name} moved"
     rule = WeightRenaming(r"(^|model\.)a\.", r"\1b.")
     assert rule._original_source_patterns == [r"(^|model\.)a\."], "WeightRenaming._original_source_patterns moved"
@@ -54,7 +58,14 @@ def test_trainer_hooks_that_are_overridden():
         "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
         "_load_best_model": ["self"],
         "_save": ["self", "output_dir", "state_dict"],
-        "evaluation_loop": ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+        "evaluation_loop": [
+            "self",
+            "dataloader",
+            "description",
+            "prediction_loss_only",
+            "ignore_keys",
+            "metric_key_prefix",
+        ],
     }
     for name, expected in signatures.items():
         parameters = list(inspect.signature(getattr(transformers.Trainer, name)).parameters)

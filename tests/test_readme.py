@@ -72,7 +72,9 @@ def test_nothing_of_this_machine_is_named():
     import subprocess
 
     listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    names = [name for name in listed.stdout.splitlines() if name.endswith((".py", ".md", ".yaml", ".cfg", ".txt", ".toml"))]
+    names = [
+        name for name in listed.stdout.splitlines() if name.endswith((".py", ".md", ".yaml", ".cfg", ".txt", ".toml"))
+    ]
     if not names:
         pytest.skip("not a git checkout")
     for name in names:

@@ -17,8 +17,26 @@ from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
 
 
-FEW_STEPS = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps",
-             "--save_steps", "2", "--max_new_tokens", "8", "--disable_tqdm", "true", "--use_cpu", "true", "--bf16", "false"]
+FEW_STEPS = [
+    "--max_steps",
+    "4",
+    "--eval_strategy",
+    "steps",
+    "--eval_steps",
+    "2",
+    "--save_strategy",
+    "steps",
+    "--save_steps",
+    "2",
+    "--max_new_tokens",
+    "8",
+    "--disable_tqdm",
+    "true",
+    "--use_cpu",
+    "true",
+    "--bf16",
+    "false",
+]
 
 
 def load_recipe(name):
@@ -36,10 +54,18 @@ def run(monkeypatch, *argv):
 
 @pytest.fixture(scope="module")
 def demonstration(tmp_path_factory):
-    """The no-argument run through accelerate launch: folder and console."""
+    """The demonstration through accelerate launch, on fewer lines than .ci/run trains it on: folder and console."""
     folder = tmp_path_factory.mktemp("demo")
     config = REPOSITORY / "accelerate_configs" / "single_gpu.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, REPOSITORY / "recipes/sft_lora.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        REPOSITORY / "recipes/sft_lora.py",
+    ]
+    command += ["--max_train_samples", "240", "--max_eval_samples", "24", "--num_train_epochs", "2"]
     ended = subprocess.run(
         list(map(str, command)), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
     )
@@ -59,6 +85,8 @@ def test_the_demonstration_shows_its_stages_and_preflight(demonstration):
         assert re.search(rf"Step {number}/7: .* \.\.\. done \(", console), number
     for line in ("preflight: image tokens", "preflight: first loss", "trainable params:", "0 tensors missing"):
         assert line in console, line
+    for name in ("held_out", "unseen_fonts", "print", "real_digits", "shuffled images"):
+        assert re.search(rf"dsocr.results: {name} +\d+ ", console), name
     assert re.search(r"step 1/\d+: loss .* samples/s, .* image \+ .* text tokens/s, peak .* GiB", console)
     log = (demonstration[0] / "run.log").read_text(encoding="utf-8")
     assert re.search(r"^\d{4}-\d\d-\d\d .* INFO dsocr.callbacks: step 1/", log, re.M)
@@ -73,6 +101,10 @@ def test_the_demonstration_ends_in_its_results(demonstration):
     for key in ("base", "adapter", "adapter_shuffled_images"):
         assert {"cer", "wer", "exact", "n"} <= set(results[key])
     assert results["sets"]["held_out"]["base"] == results["base"]
+    assert set(results["sets"]) == {"held_out", "unseen_fonts", "print", "real_digits"}
+    assert results["sets"]["print"]["base"]["cer"] < 0.3 < results["base"]["cer"]
+    assert results["adapter"]["cer"] < results["base"]["cer"]
+    assert results["adapter_shuffled_images"]["cer"] > results["adapter"]["cer"]
     assert results["dropped"] == {} and results["renamed"] == {}
     losses = [e["loss"] for e in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in e]
     assert losses[-1] < losses[0]
@@ -94,8 +126,12 @@ def test_verify_checkpoint_reads_the_shipped_sample_with_an_adapter(demonstratio
     # The card's base is relative to where the demonstration ran.
     script = str(REPOSITORY / "recipes" / "verify_checkpoint.py")
     ended = subprocess.run(
-        [sys.executable, script, "."], cwd=folder, capture_output=True, text=True,
-        encoding="utf-8", check=False,
+        [sys.executable, script, "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     for word in ("0 tensors missing, 0 unexpected", "The quick brown fox", "CER", "below chance: sound", "peak memory"):
@@ -162,8 +198,16 @@ def test_bad_inputs_end_in_one_clear_line(monkeypatch, tmp_path, line_folder, ca
 
 def test_skipping_overlong_samples_is_counted(monkeypatch, tmp_path, line_folder):
     run(
-        monkeypatch, "--dataset_name", line_folder, "--output_dir", tmp_path, *FEW_STEPS,
-        "--max_length", "94", "--on_bad_sample", "skip",
+        monkeypatch,
+        "--dataset_name",
+        line_folder,
+        "--output_dir",
+        tmp_path,
+        *FEW_STEPS,
+        "--max_length",
+        "94",
+        "--on_bad_sample",
+        "skip",
     )
     skipped = json.loads((tmp_path / "skipped_samples.json").read_text(encoding="utf-8"))
     assert 0 < skipped["counts"]["too_long"] < 16
@@ -173,8 +217,16 @@ def test_skipping_overlong_samples_is_counted(monkeypatch, tmp_path, line_folder
 
 def test_full_fine_tuning_and_early_stopping(monkeypatch, tmp_path, line_folder):
     run(
-        monkeypatch, "--dataset_name", line_folder, "--output_dir", tmp_path, *FEW_STEPS, "--use_peft", "false",
-        "--early_stopping_patience", "1",
+        monkeypatch,
+        "--dataset_name",
+        line_folder,
+        "--output_dir",
+        tmp_path,
+        *FEW_STEPS,
+        "--use_peft",
+        "false",
+        "--early_stopping_patience",
+        "1",
     )
     assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "adapter_config.json").exists()
     again = load_model(str(tmp_path))
@@ -190,8 +242,16 @@ def test_pretraining_learns_and_resumes(tmp_path, monkeypatch):
 
     def pretrain(folder, **options):
         arguments = pretraining.PretrainArguments(
-            output_dir=str(tmp_path / folder), max_steps=20, eval_steps=10, eval_lines=4, warmup_steps=2,
-            per_device_train_batch_size=4, width=64, layers=2, max_length=3, **options,
+            output_dir=str(tmp_path / folder),
+            max_steps=20,
+            eval_steps=10,
+            eval_lines=4,
+            warmup_steps=2,
+            per_device_train_batch_size=4,
+            width=64,
+            layers=2,
+            max_length=3,
+            **options,
         )
         return pretraining.pretrain(arguments)
 

@@ -101,8 +101,15 @@ class StopAt(TrainerCallback):
 
 
 def test_resuming_continues_to_the_same_losses(tmp_path, dataset):
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "learning_rate": 5e-3,
-               "lr_scheduler_type": "cosine", "seed": 3, "dropout": 0.1}
+    options = {
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "cosine",
+        "seed": 3,
+        "dropout": 0.1,
+    }
     whole = build_trainer(tmp_path / "whole", dataset, **options)
     whole.train()
     part = build_trainer(tmp_path / "part", dataset, callbacks=[StopAt(6)], **options)
@@ -143,8 +150,16 @@ def test_the_best_checkpoint_by_cer_comes_back(tmp_path, dataset, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "evaluate_dataset", scripted)
     trainer = build_trainer(
-        tmp_path, dataset, eval_dataset=dataset.select(range(4)), max_steps=4, learning_rate=1e-2,
-        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=1,
+        tmp_path,
+        dataset,
+        eval_dataset=dataset.select(range(4)),
+        max_steps=4,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
         load_best_model_at_end=True,
     )
     trainer.train()
@@ -220,8 +235,16 @@ def test_a_damaged_image_in_a_worker_keeps_its_name(tmp_path, dataset):
 
 def overfit(tmp_path, dataset, steps):
     trainer = build_trainer(
-        tmp_path, dataset, lora=False, freeze=False, max_steps=steps, per_device_train_batch_size=8,
-        learning_rate=1e-3, lr_scheduler_type="constant", adam_beta2=0.98, logging_steps=50,
+        tmp_path,
+        dataset,
+        lora=False,
+        freeze=False,
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        adam_beta2=0.98,
+        logging_steps=50,
     )
     trainer.train()
     return trainer
@@ -286,7 +309,12 @@ def test_bf16_weights_as_on_a_gpu(tmp_path, dataset):
     """The types that a GPU run has: base in bf16, adapter in fp32, autocast on."""
     model, processor = build_tiny_model("v1")
     trainer = build_trainer(
-        tmp_path, dataset, model=(model.to(torch.bfloat16), processor), bf16=True, max_steps=3, learning_rate=5e-3,
+        tmp_path,
+        dataset,
+        model=(model.to(torch.bfloat16), processor),
+        bf16=True,
+        max_steps=3,
+        learning_rate=5e-3,
         eval_dataset=dataset.select(range(3)),
     )
     assert trainer.data_collator.dtype == torch.bfloat16

@@ -138,7 +138,9 @@ def test_every_task_type_passes_the_forward(task_type, rows):
     assert torch.equal(outputs.logits, expected.logits)
     assert torch.equal(outputs.loss, expected.loss)
     with torch.no_grad():
-        other = dict(batch, pixel_values=batch["pixel_values"].flip(-1), pixel_values_local=-batch["pixel_values_local"])
+        other = dict(
+            batch, pixel_values=batch["pixel_values"].flip(-1), pixel_values_local=-batch["pixel_values_local"]
+        )
         assert peft_model(**other, **extra).loss != expected.loss
 
 

@@ -212,7 +212,9 @@ def load_ocr_dataset(
         if max_samples is not None and len(usable) >= max_samples:
             break
     if not usable:
-        raise ValueError(f"{source}: no usable sample" + (f" in split {split!r}" if split else "") + f"; {bad.summary()}.")
+        raise ValueError(
+            f"{source}: no usable sample" + (f" in split {split!r}" if split else "") + f"; {bad.summary()}."
+        )
     if isinstance(rows, Dataset):
         return rows.select(usable)
     columns = ["image", "text", *(column for column in KEPT_COLUMNS if any(column in rows[i] for i in usable))]

@@ -117,7 +117,10 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
         tilt = rng.uniform(-0.02, 0.02)
         shift = -slant * canvas.height / 2
         canvas = canvas.transform(
-            canvas.size, Image.Transform.AFFINE, (1, slant, shift, tilt, 1, -tilt * canvas.width / 2), Image.Resampling.BILINEAR
+            canvas.size,
+            Image.Transform.AFFINE,
+            (1, slant, shift, tilt, 1, -tilt * canvas.width / 2),
+            Image.Resampling.BILINEAR,
         )
     box = canvas.getbbox()
     if box is None:

@@ -135,9 +135,7 @@ def load_adapter(
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
                 model.set_adapter(adapter_name)
             else:
-                model = PeftModel.from_pretrained(
-                    model, folder, adapter_name=adapter_name, is_trainable=is_trainable
-                )
+                model = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the adapter does not fit this base model: {error}") from error
     _check_every_tensor(model, stored, adapter_name, folder)
@@ -170,5 +168,7 @@ def verify_saved_adapter(model: nn.Module, path: str | Path) -> int:
         model.set_adapter(active)
         model.delete_adapter("reloaded")
     if differing:
-        raise ValueError(f"{path}: {len(differing)} tensors differ after saving and loading ({', '.join(differing[:3])}).")
+        raise ValueError(
+            f"{path}: {len(differing)} tensors differ after saving and loading ({', '.join(differing[:3])})."
+        )
     return len(trained)

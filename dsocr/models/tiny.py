@@ -99,7 +99,13 @@ def _initialize(model: PreTrainedModel, seed: int) -> None:
 
 
 def build_tiny_model(
-    version: str = "v1", *, image_mode: str = "gundam", width: int = 64, sam_width: int = 64, layers: int = 3, seed: int = 0
+    version: str = "v1",
+    *,
+    image_mode: str = "gundam",
+    width: int = 64,
+    sam_width: int = 64,
+    layers: int = 3,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, OcrProcessor]:
     """A random model of a few hundred thousand parameters and its processor.
 
