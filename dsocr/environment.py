@@ -63,7 +63,12 @@ def describe_machine() -> dict[str, str]:
     else:
         device = f"CPU, {torch.get_num_threads()} threads"
     versions = {name: version(name) for name in _REPORTED}
-    return {"device": device, "python": platform.python_version(), "system": platform.platform(), **versions}
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **versions,
+    }
 
 
 def peak_memory_gib() -> float:

@@ -33,6 +33,7 @@ from dsocr.processor import OcrProcessor
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "pretraining_state.pt"
+RUNS_NAME = "runs.json"
 # Steps that share one data stream; checkpoints are written at its end, so that a resumed run sees the same lines.
 SEGMENT = 100
 EVALUATION_SEED = 1_000_003
@@ -146,6 +147,18 @@ def _save(folder: Path, model, processor, reader, optimizer, step: int, history:
     torch.save(state, folder / STATE_NAME)
 
 
+def read_runs(folder: str | Path) -> list[dict]:
+    """The runs that made a model: `{"first_step", "arguments"}`, one for every start."""
+    path = Path(folder) / RUNS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _note_run(folder: Path, arguments: PretrainArguments, first_step: int) -> None:
+    runs = read_runs(folder) if arguments.resume else []
+    runs.append({"first_step": first_step, "arguments": asdict(arguments)})
+    (folder / RUNS_NAME).write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
 def pretrain(arguments: PretrainArguments) -> tuple[PreTrainedModel, OcrProcessor, list[dict]]:
     """Train a tiny base model on printed lines.
 
@@ -172,7 +185,7 @@ def pretrain(arguments: PretrainArguments) -> tuple[PreTrainedModel, OcrProcesso
         optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         optimizer.load_state_dict(state["optimizer"])
         first, history = state["step"], state["history"]
-    (folder / "arguments.json").write_text(json.dumps(asdict(arguments), indent=2) + "\n", encoding="utf-8")
+    _note_run(folder, arguments, first)
     model.train()
     start, earlier = time.perf_counter(), history[-1]["seconds"] if history else 0.0
     sums = torch.zeros(2)

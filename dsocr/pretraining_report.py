@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from dsocr.data.synthetic import FONTS, generate_lines
 from dsocr.environment import describe_machine
 from dsocr.models import load_model
-from dsocr.pretraining import EVALUATION_SEED, PretrainArguments, evaluate_lines
+from dsocr.pretraining import EVALUATION_SEED, PretrainArguments, evaluate_lines, read_runs
 from dsocr.processor import OcrProcessor
 
 
@@ -38,7 +38,6 @@ def write_released_model(
     model: PreTrainedModel,
     processor: OcrProcessor,
     history: list[dict],
-    command: list[str],
 ) -> Path:
     """Write `output_dir/release`: bf16 weights, processor, `figures.json` and a model card; returns the folder.
 
@@ -49,8 +48,7 @@ def write_released_model(
     processor.save_pretrained(folder)
     table = measure_model(load_model(str(folder), dtype="float32"), processor)
     figures = {
-        "command": command,
-        "arguments": asdict(arguments),
+        "runs": read_runs(arguments.output_dir),
         "machine": describe_machine(),
         "history": history,
         "table": table,
@@ -58,6 +56,13 @@ def write_released_model(
     (folder / "figures.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(figures), encoding="utf-8")
     return folder
+
+
+def _command(arguments: dict) -> str:
+    """The command line of a run, with what differs from the defaults."""
+    default = {field.name: field.default for field in fields(PretrainArguments)}
+    changed = [f"--{name} {value}" for name, value in arguments.items() if value != default[name]]
+    return " ".join(["python recipes/pretrain_tiny.py", *changed])
 
 
 def _card(figures: dict) -> str:
@@ -71,14 +76,17 @@ def _card(figures: dict) -> str:
             "# A tiny DeepSeek-OCR (v1 architecture) that reads printed lines",
             "",
             "For demonstrations and tests of dsocr. Trained from random weights on lines of 1 to "
-            f"{figures['arguments']['max_length']} characters, rendered from five printed fonts, Latin and Russian,",
+            f"{last['max_length']} characters, rendered from five printed fonts, Latin and Russian,",
             "words mixed with random letters and digits. It has never seen handwriting.",
             "",
             f"- Training: {last['step']} steps, {last['lines']} lines, {last['seconds'] / 60:.0f} minutes on "
             f"{machine['device']}, torch {machine['torch']}.",
             "- Data: `dsocr.data.synthetic`, style `print`; an auxiliary CTC reader on the image tokens was trained along "
             "and thrown away (`dsocr.pretraining`).",
-            f"- Command: `python {' '.join(figures['command'])}`",
+            *(
+                f"- Command, from step {run['first_step']} on: `{_command(run['arguments'])}`"
+                for run in figures["runs"]
+            ),
             "- Weights: bf16 safetensors, native layout of transformers, image mode gundam at 1/16 of its sizes.",
             "",
             f"CER by generation on {figures['table'][0]['lines']} unseen lines a row (texts unseen; `handwriting` and "

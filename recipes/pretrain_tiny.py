@@ -5,8 +5,6 @@
 A stopped run goes on with --resume. The result is a native checkpoint in bf16 with its figures in README.md.
 """
 
-import sys
-
 from transformers import HfArgumentParser
 
 from dsocr.environment import prepare_process
@@ -18,7 +16,7 @@ from dsocr.run_log import setup_logging
 def main(arguments: PretrainArguments):
     setup_logging(arguments.output_dir, is_main=True)
     model, processor, history = pretrain(arguments)
-    write_released_model(arguments, model, processor, history, command=sys.argv)
+    write_released_model(arguments, model, processor, history)
 
 
 if __name__ == "__main__":
