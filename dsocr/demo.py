@@ -15,7 +15,7 @@ TINY_BASE = Path(str(files("dsocr.models") / "tiny_base"))
 REAL_DIGITS = Path(str(files("dsocr.data") / "samples" / "real_digits"))
 # The demonstration's writers: as a person's own notes would be, few hands and many lines of each.
 WRITERS = ("Caveat", "Neucha", "Pangolin")
-TRAIN_LINES, EVAL_LINES = 1500, 100
+TRAIN_LINES, EVAL_LINES = 3500, 100
 MIN_LENGTH, MAX_LENGTH = 2, 16
 
 

@@ -11,7 +11,7 @@ from dsocr.metrics import normalize
 
 
 GALLERY_NAME = "examples.png"
-_WIDTH, _LINE_HEIGHT, _TEXT_HEIGHT, _GAP = 720, 80, 24, 18
+_WIDTH, _LINE_HEIGHT, _TEXT_HEIGHT, _GAP = 560, 80, 24, 18
 _INK = {"reference": "#222222", "before": "#a32020", "after": "#1d6b2f"}
 
 
