@@ -14,23 +14,25 @@ FIRST_STEPS = 5
 
 
 class OcrProgressCallback(ProgressCallback):
-    """The progress bar with the loss in it, and one line per logging step in the log."""
+    """The progress bar with the loss in it."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
-        if "loss" in logs:
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-            logger.info("step %d/%d: %s", state.global_step, state.max_steps, format_step(logs))
-        elif "eval_loss" in logs:
-            logger.info(
-                "step %d/%d: evaluation: CER %.4f, WER %.4f, loss %.4f",
-                state.global_step,
-                state.max_steps,
-                logs.get("eval_cer", float("nan")),
-                logs.get("eval_wer", float("nan")),
-                logs["eval_loss"],
-            )
+
+
+class LogLineCallback(TrainerCallback):
+    """One line per logging step, and one per evaluation, with or without a progress bar."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        step = f"step {state.global_step}/{state.max_steps}"
+        if "loss" in logs:
+            logger.info("%s: %s", step, format_step(logs))
+        elif "eval_cer" in logs and "eval_loss" in logs:
+            rates = (logs["eval_cer"], logs["eval_wer"], logs["eval_loss"])
+            logger.info("%s: evaluation: CER %.4f, WER %.4f, loss %.4f", step, *rates)
 
 
 def format_step(logs: dict[str, float]) -> str:

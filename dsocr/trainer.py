@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTTrainer
 
-from dsocr.callbacks import FirstStepsCallback, OcrProgressCallback
+from dsocr.callbacks import FirstStepsCallback, LogLineCallback, OcrProgressCallback
 from dsocr.environment import peak_memory_gib
 from dsocr.evaluation import evaluate_dataset
 from dsocr.failures import TrainingDivergedError
@@ -39,8 +39,8 @@ class OcrTrainer(SFTTrainer):
         self._reset_counts()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        # The bar comes last, so that what other callbacks change is in what it shows.
         self.add_callback(FirstStepsCallback())
+        self.add_callback(LogLineCallback())
         if not self.args.disable_tqdm:
             self.add_callback(OcrProgressCallback())
 

@@ -170,9 +170,16 @@ def test_the_best_checkpoint_by_cer_comes_back(tmp_path, dataset, monkeypatch):
         assert torch.equal(parameter, kept[name]), name
 
 
-def test_what_is_logged(tmp_path, dataset):
-    trainer = build_trainer(tmp_path, dataset, max_steps=2, eval_dataset=dataset.select(range(2)))
-    trainer.train()
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_is_logged(tmp_path, dataset, caplog, quiet):
+    trainer = build_trainer(
+        tmp_path, dataset, max_steps=2, eval_dataset=dataset.select(range(2)), logging_steps=10, disable_tqdm=quiet
+    )
+    with caplog.at_level("INFO"):
+        trainer.train()
+    # The first steps one by one, whatever logging_steps is.
+    for step in (1, 2):
+        assert f"step {step}/2: loss " in caplog.text
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     for key in ("samples_per_second", "image_tokens_per_second", "text_tokens_per_second", "peak_memory_gib"):
         assert first[key] > 0
