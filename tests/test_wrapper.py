@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from training_helpers import quantize_language_model
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.collator import OcrCollator
@@ -211,25 +212,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(rows):
 
 
 def test_four_bit(rows):
-    import bitsandbytes
-    from transformers import BitsAndBytesConfig
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
     model, processor = build_tiny_model("v1")
-    model = replace_with_bnb_linear(
-        model,
-        modules_to_not_convert=["lm_head", "model.vision_tower", "model.multi_modal_projector"],
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
-    )
-    filled, _ = build_tiny_model("v1")
-    for name, module in model.named_modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            weight = filled.get_submodule(name).weight.data
-            module.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to("cpu")
-            # Otherwise one forward in evaluation repacks the weights and a later backward loses its gradient.
-            module.support_avx512bf16_for_cpu = False
-    rest = {key: value for key, value in filled.state_dict().items() if not key.endswith("_proj.weight")}
-    model.load_state_dict(rest, strict=False)
+    quantize_language_model(model)
     peft_model = get_peft_model(
         make_peft_safe(model), LoraConfig(r=2, task_type="SEQ_2_SEQ_LM", target_modules=LANGUAGE_MODEL_TARGETS)
     )

@@ -1,7 +1,10 @@
 """A trainer on a tiny model, for tests."""
 
+import bitsandbytes
+import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch import nn
 from trl import SFTConfig
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS, recipe_defaults
@@ -75,3 +78,20 @@ def build_trainer(
 
 def logged_losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def quantize_language_model(model) -> int:
+    """Put the language model's linear layers into NF4, in place; returns how many. (The experts are not linear layers.)"""
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "language_model" in name
+    ]
+    for name in names:
+        linear = model.get_submodule(name)
+        layer = bitsandbytes.nn.Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+        )
+        layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4").to("cpu")
+        # Otherwise one forward in evaluation repacks the weights and a later backward loses its gradient.
+        layer.support_avx512bf16_for_cpu = False
+        model.set_submodule(name, layer)
+    return len(names)
