@@ -9,13 +9,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
+MAX_ASPECT = 100
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be used. `reason` is a short word for counting: missing, unreadable, too_small, too_large."""
+    """An image that cannot be used. `reason` is a short word for counting: missing, unreadable, too_small,
+    too_elongated, too_large."""
 
     # The message comes first and alone suffices: a data loader worker's error is built anew from it.
     def __init__(self, message: str, reason: str = "unreadable"):
@@ -53,6 +55,12 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if min(size) < MIN_SIDE:
         raise UnreadableImageError(
             f"{name}: {width}x{height} pixels; a side under {MIN_SIDE} holds no text.", "too_small"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise UnreadableImageError(
+            f"{name}: {width}x{height} pixels; nothing can be read in a strip of more than {MAX_ASPECT} to 1, cut it into "
+            "shorter pieces.",
+            "too_elongated",
         )
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
@@ -106,7 +114,8 @@ def open_image(source: Any) -> Image.Image:
         on white.
 
     Raises:
-        UnreadableImageError: missing, damaged or truncated file; a side under 4 pixels; more than 100 million pixels.
+        UnreadableImageError: missing, damaged or truncated file; a side under 4 pixels; a strip of more than 100
+            to 1; more than 100 million pixels.
     """
     name = image_name(source)
     image = _open(source, name)

@@ -70,7 +70,14 @@ def test_what_cannot_be_used_is_refused_with_its_name_and_reason(tmp_path, scrat
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
-    reasons = {"cut.jpg": "unreadable", "text.png": "unreadable", "empty.png": "unreadable", "dot.png": "too_small"}
+    Image.new("RGB", (30000, 20)).save(tmp_path / "strip.png")
+    reasons = {
+        "cut.jpg": "unreadable",
+        "text.png": "unreadable",
+        "empty.png": "unreadable",
+        "dot.png": "too_small",
+        "strip.png": "too_elongated",
+    }
     for name, reason in {**reasons, "gone.png": "missing"}.items():
         with pytest.raises(UnreadableImageError, match=name) as caught:
             check(tmp_path / name)
