@@ -15,7 +15,7 @@ from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
 )
 
 from dsocr.collator import OcrCollator
-from dsocr.image_files import check_image
+from dsocr.image_files import read_image_size
 from dsocr.metrics import TextMetrics, compute_metrics
 from dsocr.processor import OcrProcessor
 
@@ -77,7 +77,7 @@ def transcribe(
     Raises:
         UnreadableImageError: for an image that cannot be opened.
     """
-    tokens = [processor.count_prompt_tokens(*check_image(image)) for image in images]
+    tokens = [processor.count_prompt_tokens(*read_image_size(image)) for image in images]
     order = sorted(range(len(images)), key=lambda index: -tokens[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collate = OcrCollator(processor, dtype=model.dtype, for_generation=True)

@@ -68,6 +68,23 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
+def _seen_size(image: Image.Image, name: str) -> tuple[int, int]:
+    _check_size(image.size, name)
+    width, height = image.size
+    rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
+    return (height, width) if rotated else (width, height)
+
+
+def read_image_size(source: Any) -> tuple[int, int]:
+    """`(width, height)` in pixels as seen, after EXIF rotation, from the file's header alone.
+
+    Raises:
+        UnreadableImageError: as `open_image`, but not for damage behind the header.
+    """
+    name = image_name(source)
+    return _seen_size(_open(source, name), name)
+
+
 def check_image(source: Any) -> tuple[int, int]:
     """Read a whole file, at the lowest resolution its format allows, to find damage early.
 
@@ -79,16 +96,14 @@ def check_image(source: Any) -> tuple[int, int]:
     """
     name = image_name(source)
     image = _open(source, name)
-    width, height = image.size
-    _check_size((width, height), name)
-    rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
+    size = _seen_size(image, name)
     try:
         # A JPEG is decoded at an eighth of its size; every byte is read all the same.
-        image.draft("RGB", (width // 8, height // 8))
+        image.draft("RGB", (image.width // 8, image.height // 8))
         image.load()
     except _DAMAGE as error:
         raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
-    return (height, width) if rotated else (width, height)
+    return size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

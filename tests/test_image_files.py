@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsocr.image_files import UnreadableImageError, check_image, open_image
+from dsocr.image_files import UnreadableImageError, check_image, open_image, read_image_size
 
 
 def test_exif_orientation_is_applied(tmp_path, scratch_image):
@@ -15,7 +15,8 @@ def test_exif_orientation_is_applied(tmp_path, scratch_image):
     exif[0x0112] = 6
     scratch_image(60, 30).save(tmp_path / "phone.jpg", exif=exif)
     image = open_image(tmp_path / "phone.jpg")
-    assert image.size == check_image(tmp_path / "phone.jpg") == (30, 60)
+    path = tmp_path / "phone.jpg"
+    assert image.size == check_image(path) == read_image_size(path) == (30, 60)
     pixels = np.asarray(image.convert("L"))
     assert pixels[5, 25] < 60 and pixels[5, 5] > 200
 

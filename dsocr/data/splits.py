@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections import Counter
 
 from datasets import Dataset
 
@@ -35,14 +36,14 @@ def split_by_page(dataset: Dataset, validation_fraction: float, seed: int = 0) -
         pages = [str(index) for index in range(len(dataset))]
         known = list(pages)
     random.Random(seed).shuffle(known)
-    wanted = validation_fraction * len(dataset)
+    wanted, lines_of = validation_fraction * len(dataset), Counter(pages)
     held_out: set[str] = set()
     count = 0
     for page in known[:-1]:
         if count >= wanted:
             break
         held_out.add(page)
-        count += sum(other == page for other in pages) if len(known) < len(dataset) else 1
+        count += lines_of[page]
     train = [index for index, page in enumerate(pages) if page not in held_out]
     validation = [index for index, page in enumerate(pages) if page in held_out]
     if not train or not validation:
