@@ -20,7 +20,7 @@ from dsocr.metrics import TextMetrics, compute_metrics
 from dsocr.processor import OcrProcessor
 
 
-# A loop guard that leaves ordinary text alone: no 20 tokens twice within 128 (upstream's infer forbids 20-35 anywhere).
+# A loop guard that leaves ordinary text alone: no 20 tokens twice within 128.
 LOOP_NGRAM = 20
 LOOP_WINDOW = 128
 

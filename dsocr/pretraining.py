@@ -173,16 +173,16 @@ def pretrain(arguments: PretrainArguments) -> tuple[PreTrainedModel, OcrProcesso
     )
     rows = math.ceil(processor.geometry.tile_size // processor.patch_size / 4)
     reader = ColumnReader(arguments.width, rows, len(processor.tokenizer))
-    parameters = [*model.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    folder, first, history = Path(arguments.output_dir), 0, []
+    folder, state = Path(arguments.output_dir), None
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.resume:
         model = load_model(str(folder), dtype="float32")
         state = torch.load(folder / STATE_NAME, weights_only=True)
         reader.load_state_dict(state["reader"])
-        parameters = [*model.parameters(), *reader.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    parameters = [*model.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first, history = 0, []
+    if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         first, history = state["step"], state["history"]
     _note_run(folder, arguments, first)

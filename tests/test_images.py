@@ -124,3 +124,13 @@ def test_a_strip_that_would_vanish_is_refused():
         image_geometry("v1", "base").cut(Image.new("RGB", (40000, 10)))
     views = image_geometry("v1", "gundam").cut(Image.new("RGB", (30000, 20)))
     assert views.grid == (9, 1) and math.isfinite(views.n_tokens)
+
+
+@pytest.mark.parametrize(("version", "most"), [("v1", 1263), ("v2", 1121)])
+def test_the_most_image_tokens_that_the_configs_name(version, most):
+    geometry = image_geometry(version, "gundam")
+    sizes = range(600, 7000, 150)
+    assert max(geometry.count_tokens(width, height) for width in sizes for height in sizes) == most
+    from conftest import REPOSITORY
+
+    assert str(most) in (REPOSITORY / "recipes" / "configs" / f"{version}_lora.yaml").read_text(encoding="utf-8")
