@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -127,6 +127,9 @@ def load_adapter(
             f"{folder} was trained on another base model: {card.get('base_model_name_or_path')!r}, revision "
             f"{card.get('revision')!r}. Load that one (or pass allow_other_base=True if you know what you do)."
         )
+    if getattr(model, "is_loaded_in_4bit", False):
+        # Here, because it brings in bitsandbytes.
+        from dsocr.models.expert_lora import adapt_experts
     try:
         with warnings.catch_warnings():
             # PEFT warns where `_check_every_tensor` raises.
@@ -135,7 +138,12 @@ def load_adapter(
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
                 model.set_adapter(adapter_name)
             else:
-                model = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
+                config = PeftConfig.from_pretrained(folder)
+                if getattr(model, "is_loaded_in_4bit", False):
+                    adapt_experts(config)
+                model = PeftModel.from_pretrained(
+                    model, folder, adapter_name=adapter_name, is_trainable=is_trainable, config=config
+                )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the adapter does not fit this base model: {error}") from error
     _check_every_tensor(model, stored, adapter_name, folder)

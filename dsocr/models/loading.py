@@ -85,6 +85,20 @@ def _raise_on_difference(name: str, info: dict) -> None:
         )
 
 
+def _stored_dtype(raw: dict) -> torch.dtype:
+    return parse_dtype(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
+
+
+def _quantization_config(quantize_vision: bool, compute_dtype: torch.dtype, quant_type: str, double_quant: bool):
+    try:
+        from dsocr.models.quantization import OcrQuantizationConfig
+    except ImportError as error:
+        raise ModelLoadError(
+            f"--load_in_4bit needs bitsandbytes, which cannot be imported ({error}); pip install -r requirements.txt"
+        ) from error
+    return OcrQuantizationConfig(quantize_vision, compute_dtype, quant_type, double_quant)
+
+
 def load_model(
     name_or_path: str,
     *,
@@ -93,7 +107,10 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     device_map: str | dict | None = None,
-    quantization_config=None,
+    load_in_4bit: bool = False,
+    quantize_vision: bool = False,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
 ) -> PreTrainedModel:
     """Load DeepSeek-OCR v1, v2 or Unlimited-OCR, from upstream's or the native layout, without remote code.
 
@@ -103,26 +120,43 @@ def load_model(
         revision: Branch, tag or commit of a Hub id.
         dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
         attn_implementation: `"sdpa"` (default) or `"eager"`.
-        device_map: As in transformers; `None` loads on the CPU.
-        quantization_config: As in transformers.
+        device_map: As in transformers; `None` loads on the CPU, and a 4-bit model on the GPU if there is one.
+        load_in_4bit: Quantise the language model's linear layers and routed experts while the file is read; the device
+            never holds more than the packed model and its largest 16-bit tensor.
+        quantize_vision: With `load_in_4bit`, quantise the vision tower and the projector too.
+        quant_type: `"nf4"` or `"fp4"`.
+        double_quant: Quantise the scales of the 4-bit blocks as well.
 
     Returns:
         The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` say what was loaded.
 
     Raises:
-        ModelLoadError: when the checkpoint is not there, or a tensor is missing, unexpected or of another shape.
+        ModelLoadError: when the checkpoint is not there, is quantised already, or a tensor is missing, unexpected or
+            of another shape; and when 4 bit is asked for where bitsandbytes is missing or does not know the device.
         ValueError: when the config cannot be expressed natively (see `native_config`).
     """
+    raw = read_raw_config(name_or_path, revision)
+    if "quantization_config" in raw:
+        method = raw["quantization_config"].get("quant_method")
+        raise ModelLoadError(
+            f"{name_or_path} is quantised already ({method}). Give the 16-bit checkpoint: --load_in_4bit quantises it "
+            "while it is read, its routed experts included."
+        )
     if config is None:
-        config = native_config(read_raw_config(name_or_path, revision))
+        config = native_config(raw)
     if config.model_type not in MODEL_CLASSES:
         raise ValueError(f"model_type={config.model_type!r} is not one of {sorted(MODEL_CLASSES)}.")
+    parsed_dtype = parse_dtype(dtype)
+    quantization_config = None
+    if load_in_4bit:
+        compute_dtype = _stored_dtype(raw) if parsed_dtype == "auto" else parsed_dtype
+        quantization_config = _quantization_config(quantize_vision, compute_dtype, quant_type, double_quant)
     try:
         model, info = MODEL_CLASSES[config.model_type].from_pretrained(
             name_or_path,
             config=config,
             revision=revision or "main",
-            dtype=parse_dtype(dtype),
+            dtype=parsed_dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
             quantization_config=quantization_config,
@@ -140,6 +174,7 @@ def load_model(
     model.config.text_config.pad_token_id = model.generation_config.pad_token_id
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.bos_token_id = config.text_config.bos_token_id
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("loaded %s: %.1f M parameters, 0 tensors missing, 0 unexpected", name_or_path, parameters / 1e6)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) / 1e9
+    kind = quant_type if load_in_4bit else str(model.dtype).removeprefix("torch.")
+    logger.info("loaded %s: %.3f GB of %s weights, 0 tensors missing, 0 unexpected", name_or_path, size, kind)
     return model

@@ -1,0 +1,227 @@
+"""4-bit base models: linear layers by bitsandbytes, routed experts by `quantized_experts`, both while a file is read.
+
+Importing this module imports bitsandbytes and registers one quantization method, `dsocr_4bit`, with transformers.
+Never pass such a model to PEFT's `prepare_model_for_kbit_training`: it would upcast whatever is left in 16 bit.
+"""
+
+import copy
+import logging
+
+import bitsandbytes
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from dsocr.models.quantized_experts import WEIGHTS, Experts4bit
+
+
+logger = logging.getLogger(__name__)
+
+METHOD = "dsocr_4bit"
+VISION_MODULES = ("model.vision_tower", "model.multi_modal_projector")
+_EXPERTS_CLASSES = ("UnlimitedOcrTextExperts", "DeepseekOcr2TextExperts")
+
+
+@register_quantization_config(METHOD)
+class OcrQuantizationConfig(BitsAndBytesConfig):
+    """bitsandbytes' 4-bit settings, with the routed experts included.
+
+    Args:
+        quantize_vision: Quantise the vision tower and the projector too.
+        compute_dtype: The type that weights are expanded to.
+        quant_type: `"nf4"` or `"fp4"`.
+        double_quant: Quantise the blocks' scales as well.
+    """
+
+    def __init__(
+        self,
+        quantize_vision: bool = False,
+        compute_dtype: torch.dtype | str = torch.bfloat16,
+        quant_type: str = "nf4",
+        double_quant: bool = True,
+        **kwargs,
+    ):
+        self.quantize_vision = quantize_vision
+        kwargs |= {
+            "load_in_4bit": True,
+            "bnb_4bit_compute_dtype": kwargs.pop("bnb_4bit_compute_dtype", compute_dtype),
+            "bnb_4bit_quant_type": kwargs.pop("bnb_4bit_quant_type", quant_type),
+            "bnb_4bit_use_double_quant": kwargs.pop("bnb_4bit_use_double_quant", double_quant),
+            "llm_int8_skip_modules": skipped_modules(quantize_vision),
+        }
+        super().__init__(**kwargs)
+        self.quant_method = METHOD
+
+
+def skipped_modules(quantize_vision: bool) -> list[str]:
+    """Full paths of the modules that stay as they are. (Routers, norms and embeddings are no linear layers.)"""
+    return ["lm_head", *(() if quantize_vision else VISION_MODULES)]
+
+
+def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: bool = True) -> int:
+    """Put `Experts4bit`, not yet packed, in the place of every stack of routed experts; returns how many."""
+    names = [name for name, module in model.named_modules() if type(module).__name__ in _EXPERTS_CLASSES]
+    for name in names:
+        experts = Experts4bit(model.get_submodule(name), quant_type=quant_type, double_quant=double_quant)
+        model.set_submodule(name, experts.requires_grad_(False))
+    return len(names)
+
+
+def _keep_gradients_on_cpu(model: nn.Module) -> None:
+    # With AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and a later backward has no gradient.
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+class _Quantize(ConversionOps):
+    """Packs a tensor that has just been read; transformers makes one of these per tensor."""
+
+    def __init__(self, hf_quantizer: "OcrQuantizer"):
+        self.hf_quantizer = hf_quantizer
+
+    def convert(self, input_dict, full_layer_name=None, model=None, **kwargs):
+        packed = {}
+        for name, value in input_dict.items():
+            module, weight_name = get_module_from_name(model, name)
+            if not isinstance(module, Experts4bit):
+                packed |= Bnb4bitQuantize(self.hf_quantizer).convert({name: value}, full_layer_name, model, **kwargs)
+                continue
+            value = value[0] if isinstance(value, list) else value
+            packed[name], scales = module.quantize(weight_name, value, self.hf_quantizer.device)
+            self.hf_quantizer.scales.append((module, weight_name, scales))
+        return packed
+
+
+@register_quantizer(METHOD)
+class OcrQuantizer(Bnb4BitHfQuantizer):
+    """transformers' bitsandbytes loader, extended to stacked experts.
+
+    Tensors are read one after the other. The experts of a layer are stacked on the CPU and go to the device expert by
+    expert, so the device never holds more than the packed model and the largest tensor that stays in 16 bit.
+    """
+
+    quantization_config: OcrQuantizationConfig
+
+    def _process_model_before_weight_loading(self, model, device_map, **kwargs):
+        devices = set((device_map or {"": "cpu"}).values())
+        if len(devices) != 1:
+            raise ValueError(f"device_map={device_map}: a 4-bit model lives on one device.")
+        self.device = torch.device(devices.pop())
+        self.scales: list[tuple[Experts4bit, str, dict[str, torch.Tensor]]] = []
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+        config = self.quantization_config
+        replace_experts(model, quant_type=config.bnb_4bit_quant_type, double_quant=config.bnb_4bit_use_double_quant)
+
+    def _is_expert_weight(self, model, param_name: str) -> bool:
+        module, name = get_module_from_name(model, param_name)
+        return isinstance(module, Experts4bit) and name in WEIGHTS
+
+    def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
+        return self._is_expert_weight(model, param_name) or super().param_needs_quantization(model, param_name)
+
+    def get_quantize_ops(self):
+        return _Quantize(self)
+
+    def update_weight_conversions(self, weight_conversions, model):
+        conversions = []
+        for conversion in super().update_weight_conversions(weight_conversions, model):
+            if isinstance(conversion, WeightConverter):
+                conversion = copy.deepcopy(conversion)
+                conversion.force_cpu = True
+            conversions.append(conversion)
+        return conversions
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        # Only now: transformers fills every buffer that is not in the file with whatever memory held.
+        for experts, name, scales in self.scales:
+            experts.set_scales(name, scales)
+        self.scales = []
+        _keep_gradients_on_cpu(model)
+        return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def is_serializable(self):
+        return False
+
+
+def quantize_model(
+    model: nn.Module,
+    *,
+    quantize_vision: bool = False,
+    quantize_experts: bool = True,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
+) -> nn.Module:
+    """Quantise a model that is in memory already (random weights, or the meta device), in place.
+
+    `load_model(..., load_in_4bit=True)` does the same while the file is read, without ever holding the whole model.
+
+    Args:
+        model: A bare native model.
+        quantize_vision: Quantise the vision tower and the projector too.
+        quantize_experts: `False` leaves the routed experts as they are, as bitsandbytes alone does.
+        quant_type: `"nf4"` or `"fp4"`.
+        double_quant: Quantise the blocks' scales as well.
+
+    Returns:
+        The same model.
+    """
+    skipped = skipped_modules(quantize_vision)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and not any(name == skip or name.startswith(f"{skip}.") for skip in skipped)
+    }
+    for name, linear in linears.items():
+        layer = bitsandbytes.nn.Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            compute_dtype=linear.weight.dtype,
+            compress_statistics=double_quant,
+            quant_type=quant_type,
+            device="meta",
+        )
+        weight = bitsandbytes.nn.Params4bit(
+            linear.weight.data, requires_grad=False, compress_statistics=double_quant, quant_type=quant_type
+        )
+        layer.weight = weight.to(linear.weight.device)
+        layer.bias = linear.bias
+        model.set_submodule(name, layer.requires_grad_(False))
+    if quantize_experts:
+        replace_experts(model, quant_type=quant_type, double_quant=double_quant)
+        for experts in model.modules():
+            if isinstance(experts, Experts4bit):
+                for name in WEIGHTS:
+                    experts.pack(name)
+    _keep_gradients_on_cpu(model)
+    model.is_loaded_in_4bit = True
+    return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any weight of a model, adapters included, is packed."""
+    return any(isinstance(module, bitsandbytes.nn.Linear4bit | Experts4bit) for module in model.modules())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights and of the scales of packed ones."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.quant_state is not None:
+            tensors += [tensor for tensor in _state_tensors(module.weight.quant_state)]
+    unique = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
+
+def _state_tensors(state) -> list[torch.Tensor]:
+    nested = state.state2
+    found = [state.absmax, state.code]
+    if nested is not None:
+        found += [state.offset, nested.absmax, nested.code]
+    return [tensor for tensor in found if tensor is not None]

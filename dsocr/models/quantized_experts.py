@@ -1,0 +1,202 @@
+"""Routed experts with 4-bit weights: what bitsandbytes' `Linear4bit` is to a linear layer, for a stack of experts.
+
+bitsandbytes quantises `nn.Linear`. The routed experts of DeepSeek-OCR, 73 % of its weights, are stacked 3-D parameters,
+so "4-bit" loading leaves them in bf16. Here they are packed, and a packed weight is expanded only while it is multiplied,
+once more in the backward pass, and never kept: without activation checkpointing a plain de-quantisation would leave every
+layer's bf16 experts in the graph.
+"""
+
+import bitsandbytes.functional as bnb
+import torch
+from torch import nn
+
+# Falls back where the card or the type has no grouped matrix product; its public callers take no packed weights.
+from transformers.integrations.moe import _grouped_mm
+
+
+BLOCK_SIZE = 64
+_NESTED_BLOCK_SIZE = 256
+WEIGHTS = ("gate_up_proj", "down_proj")
+# CUDA's grouped product wants rows of a multiple of 16 bytes.
+_RANK_MULTIPLE = 8
+
+
+class _Multiply4bit(torch.autograd.Function):
+    """Rows, sorted by expert, times their experts' packed weights; only the rows get a gradient."""
+
+    @staticmethod
+    def forward(ctx, rows, offsets, experts, name, chosen):
+        ctx.save_for_backward(offsets, chosen)
+        ctx.experts, ctx.name, ctx.dtype = experts, name, rows.dtype
+        return _grouped_mm(rows, experts.dequantize(name, chosen).transpose(-2, -1), offs=offsets)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        offsets, chosen = ctx.saved_tensors
+        weight = ctx.experts.dequantize(ctx.name, chosen)
+        return _grouped_mm(gradient, weight, offs=offsets).to(ctx.dtype), None, None, None, None
+
+
+class Experts4bit(nn.Module):
+    """Routed experts whose two stacked weights are packed in blocks of 64 four-bit values.
+
+    It takes the place of `UnlimitedOcrTextExperts` or `DeepseekOcr2TextExperts`, with the same parameter names, so that
+    checkpoint rules and PEFT's `target_parameters` find them. Until `pack` is called for a weight, that weight is the
+    plain parameter (on the meta device while a checkpoint is loaded).
+
+    Args:
+        experts: The module to replace; its parameters are taken over, not copied.
+        quant_type: `"nf4"` or `"fp4"`.
+        double_quant: Quantise the blocks' scales as well (8 bit, blocks of 256).
+
+    Source: Dettmers et al., QLoRA, 2023 (NF4, double quantisation); `bitsandbytes.functional.quantize_4bit`.
+    """
+
+    def __init__(self, experts: nn.Module, *, quant_type: str = "nf4", double_quant: bool = True):
+        super().__init__()
+        self.num_experts, self.hidden_dim = experts.num_experts, experts.hidden_dim
+        self.intermediate_dim, self.act_fn = experts.intermediate_dim, experts.act_fn
+        self.quant_type, self.double_quant = quant_type, double_quant
+        self.compute_dtype = experts.gate_up_proj.dtype
+        for name in WEIGHTS:
+            setattr(self, name, getattr(experts, name))
+        # Low-rank factors by weight, present only while an adapter's wrapper runs the forward (`expert_lora`).
+        self.low_rank: dict[str, list] = {}
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        """`(n_experts, out_features, in_features)` of a weight, packed or not."""
+        if name == "gate_up_proj":
+            return self.num_experts, 2 * self.intermediate_dim, self.hidden_dim
+        return self.num_experts, self.hidden_dim, self.intermediate_dim
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a weight has been quantised."""
+        return not getattr(self, name).is_floating_point()
+
+    @torch.no_grad()
+    def quantize(
+        self, name: str, weight: torch.Tensor, device: torch.device | str
+    ) -> tuple[nn.Parameter, dict[str, torch.Tensor]]:
+        """Quantise a stacked weight expert by expert, so that the device holds one expanded expert at a time.
+
+        Args:
+            name: `"gate_up_proj"` or `"down_proj"`.
+            weight: `[n_experts, out_features, in_features]`, on any device.
+            device: Where the packed weight is to live.
+
+        Returns:
+            The packed weight, `[n_experts, out_features, in_features / 2]` uint8, and its scales for `set_scales`.
+
+        Raises:
+            ValueError: when an expert is no whole number of blocks.
+        """
+        n_experts, rows, columns = self.shape(name)
+        if tuple(weight.shape) != (n_experts, rows, columns):
+            raise ValueError(f"{name} has shape {tuple(weight.shape)}, expected {(n_experts, rows, columns)}.")
+        if rows * columns % BLOCK_SIZE:
+            raise ValueError(f"{name}: {rows} x {columns} weights of an expert are no multiple of {BLOCK_SIZE}.")
+        self.compute_dtype = weight.dtype
+        packed = torch.empty(n_experts, rows, columns // 2, dtype=torch.uint8, device=device)
+        scales = torch.empty(n_experts, rows * columns // BLOCK_SIZE, dtype=torch.float32, device=device)
+        for expert in range(n_experts):
+            values, state = bnb.quantize_4bit(
+                weight[expert].to(device).contiguous(), blocksize=BLOCK_SIZE, quant_type=self.quant_type
+            )
+            packed[expert] = values.view(rows, columns // 2)
+            scales[expert] = state.absmax
+        found = {"absmax": scales}
+        if self.double_quant:
+            offset = scales.mean()
+            nested, state = bnb.quantize_blockwise((scales - offset).flatten(), blocksize=_NESTED_BLOCK_SIZE)
+            found = {
+                "absmax": nested.view(n_experts, -1),
+                "offset": offset,
+                "nested_absmax": state.absmax,
+                "nested_code": state.code,
+            }
+        return nn.Parameter(packed, requires_grad=False), found
+
+    def set_scales(self, name: str, scales: dict[str, torch.Tensor]) -> None:
+        """Keep the scales of a packed weight as buffers `<name>_<kind>`, which move with the module."""
+        for kind, tensor in scales.items():
+            self.register_buffer(f"{name}_{kind}", tensor, persistent=False)
+
+    def pack(self, name: str) -> None:
+        """Quantise the plain parameter that the module holds, where it is."""
+        weight = getattr(self, name)
+        packed, scales = self.quantize(name, weight.data, weight.device)
+        setattr(self, name, packed)
+        self.set_scales(name, scales)
+
+    def dequantize(self, name: str, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight in the compute type.
+
+        Args:
+            name: `"gate_up_proj"` or `"down_proj"`.
+            chosen: Indices of some experts, `[n_chosen]` in ascending order; all of them when `None`.
+
+        Returns:
+            `[n_experts or n_chosen, out_features, in_features]`.
+        """
+        packed, scales = getattr(self, name), getattr(self, f"{name}_absmax")
+        _, rows, columns = self.shape(name)
+        if self.double_quant:
+            state = bnb.QuantState(
+                absmax=getattr(self, f"{name}_nested_absmax"),
+                code=getattr(self, f"{name}_nested_code"),
+                blocksize=_NESTED_BLOCK_SIZE,
+                dtype=torch.float32,
+            )
+            scales = bnb.dequantize_blockwise(scales, state) + getattr(self, f"{name}_offset")
+        if chosen is not None:
+            packed, scales = packed[chosen], scales[chosen]
+        shape = (packed.shape[0], rows, columns)
+        return torch.ops.bitsandbytes.dequantize_4bit.default(
+            packed.reshape(-1, 1), scales.flatten(), BLOCK_SIZE, self.quant_type, shape, self.compute_dtype
+        )
+
+    def _multiply(self, name, rows, offsets, chosen):
+        product = _Multiply4bit.apply(rows, offsets, self, name, chosen)
+        for left, right, scaling in self.low_rank.get(name, ()):
+            if chosen is not None:
+                left, right = left[chosen], right[chosen]
+            missing = -right.shape[1] % _RANK_MULTIPLE
+            if missing:
+                left = nn.functional.pad(left, (0, missing))
+                right = nn.functional.pad(right, (0, 0, 0, missing))
+            inner = _grouped_mm(rows, right.transpose(-2, -1), offs=offsets)
+            product = product + scaling * _grouped_mm(inner, left.transpose(-2, -1), offs=offsets)
+        return product
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The experts' weighted sum, as transformers' own experts compute it.
+
+        Args:
+            hidden_states: `[n_tokens, hidden]`.
+            top_k_index: `[n_tokens, top_k]` expert indices.
+            top_k_weights: `[n_tokens, top_k]` routing weights.
+
+        Returns:
+            `[n_tokens, hidden]`.
+        """
+        n_tokens, top_k = top_k_index.shape
+        expert_ids, order = top_k_index.reshape(-1).sort(stable=True)
+        # While text is generated a few tokens reach a few experts: only those are expanded.
+        chosen = None
+        if expert_ids.numel() < self.num_experts:
+            chosen = torch.unique_consecutive(expert_ids)
+        bounds = torch.arange(self.num_experts, device=expert_ids.device) if chosen is None else chosen
+        offsets = torch.searchsorted(expert_ids, bounds, right=True).int()
+        rows = hidden_states[order // top_k]
+        gate, up = self._multiply("gate_up_proj", rows, offsets, chosen).chunk(2, dim=-1)
+        product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen)
+        product = product * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+        # A sum over the choices of a token in a fixed order; index_add_ would add in any order on a GPU.
+        place = torch.empty_like(order)
+        place[order] = torch.arange(order.numel(), device=order.device)
+        return product[place].view(n_tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_experts} experts, {self.hidden_dim} -> {self.intermediate_dim}, {self.quant_type}"
