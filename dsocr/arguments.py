@@ -60,10 +60,22 @@ class OcrScriptArguments(ScriptArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better CER. Default: never."}
     )
+    quantize_vision: bool = field(
+        default=False, metadata={"help": "With --load_in_4bit: quantise the vision tower and the projector too."}
+    )
+    plan: bool = field(
+        default=False,
+        metadata={"help": "Say how much memory the run would need on a GPU, and stop. Nothing is loaded."},
+    )
+    json: bool = field(default=False, metadata={"help": "With --plan: print JSON."})
 
 
-def recipe_defaults() -> dict:
-    """Defaults of the recipes, as this machine needs them."""
+def recipe_defaults(*, planning: bool = False) -> dict:
+    """Defaults of the recipes, as this machine needs them.
+
+    Args:
+        planning: A memory plan is made, for a GPU with bf16, whatever this machine has.
+    """
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     fp16 = cuda and not bf16
@@ -72,11 +84,11 @@ def recipe_defaults() -> dict:
         "use_cpu": not cuda,
         "bf16": bf16,
         "fp16": fp16,
-        "dtype": "bfloat16" if bf16 else "float16" if fp16 else "float32",
+        "dtype": "bfloat16" if bf16 or planning else "float16" if fp16 else "float32",
         "use_peft": True,
         "lora_target_modules": [LANGUAGE_MODEL_TARGETS],
         # Vision runs without gradient, so checkpointing recomputes the language model alone.
-        "activation_checkpointing": cuda,
+        "activation_checkpointing": cuda or planning,
         "remove_unused_columns": False,
         "max_length": None,
         "learning_rate": 2e-4,
@@ -98,14 +110,31 @@ def recipe_defaults() -> dict:
     }
 
 
-def build_parser() -> TrlParser:
+def qlora_defaults(*, planning: bool = False) -> dict:
+    """What `recipes/qlora.py` changes of `recipe_defaults`: a 4-bit base, and as little memory as there may be."""
+    on_gpu = torch.cuda.is_available() or planning
+    return {
+        "output_dir": "outputs/qlora",
+        "load_in_4bit": True,
+        "use_bnb_nested_quant": True,
+        "activation_checkpointing": True,
+        "optim": "paged_adamw_8bit" if on_gpu else "adamw_torch",
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+    }
+
+
+def build_parser(*, planning: bool = False, qlora: bool = False) -> TrlParser:
     """TRL's parser over `(OcrScriptArguments, SFTConfig, ModelConfig)` with this project's defaults.
 
     The defaults are set on the parser, before parsing: SFTConfig refuses to be built with its own on a machine without
     a GPU.
     """
     parser = TrlParser((OcrScriptArguments, SFTConfig, ModelConfig))
-    parser.set_defaults(**recipe_defaults())
+    parser.set_defaults(**recipe_defaults(planning=planning))
+    if qlora:
+        parser.set_defaults(**qlora_defaults(planning=planning))
     return parser
 
 
@@ -168,13 +197,38 @@ def check_target_modules(targets: str | list[str] | None) -> None:
             )
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[OcrScriptArguments, SFTConfig, ModelConfig]:
+def check_quantization(script_args: OcrScriptArguments, model_args: ModelConfig) -> None:
+    """Refuse what the 4-bit path does not do.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    if model_args.load_in_8bit:
+        raise ValueError(
+            "--load_in_8bit is not supported: bitsandbytes would leave the routed experts, 73 % of the weights, in 16 "
+            "bit. Use --load_in_4bit, which quantises them."
+        )
+    if script_args.quantize_vision and not model_args.load_in_4bit:
+        raise ValueError("--quantize_vision needs --load_in_4bit.")
+    if model_args.load_in_4bit and not model_args.use_peft:
+        raise ValueError("--load_in_4bit needs --use_peft: packed weights cannot be trained, only an adapter on them.")
+    if model_args.lora_target_parameters and model_args.lora_dropout:
+        raise ValueError(
+            f"--lora_target_parameters needs --lora_dropout 0 (now {model_args.lora_dropout}): PEFT has no dropout for "
+            "stacked parameters."
+        )
+
+
+def parse_arguments(
+    argv: Sequence[str], *, qlora: bool = False
+) -> tuple[OcrScriptArguments, SFTConfig, ModelConfig]:
     """Parse a recipe's command line; a mistake ends in one clear line, exit code 2.
 
     Args:
         argv: The words after the script's name.
+        qlora: Use the defaults of `recipes/qlora.py`.
     """
-    parser = build_parser()
+    parser = build_parser(planning="--plan" in argv, qlora=qlora)
     argv = complete_argv(argv)
     try:
         if "--config" in argv:
@@ -184,8 +238,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[OcrScriptArguments, SFTConfig,
             check_config_file(parser, argv[position + 1])
         script_args, training_args, model_args = parser.parse_args_and_config(argv)
         check_target_modules(model_args.lora_target_modules)
-        if model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ValueError("--load_in_4bit and --load_in_8bit are not supported by this recipe yet.")
+        check_quantization(script_args, model_args)
         if script_args.dataset_streaming:
             raise ValueError("--dataset_streaming is not supported: lines are checked before training.")
         if training_args.load_best_model_at_end and training_args.metric_for_best_model in ("cer", "eval_cer"):
@@ -195,12 +248,19 @@ def parse_arguments(argv: Sequence[str]) -> tuple[OcrScriptArguments, SFTConfig,
     return script_args, training_args, model_args
 
 
-def with_demo_config(argv: Sequence[str], config: str | Path) -> list[str]:
-    """Put the demonstration's config file in front of a command line that names no model, no dataset and no config."""
+def with_demo_config(argv: Sequence[str], config: str | Path, *, qlora: bool = False) -> list[str]:
+    """Put the demonstration's config file in front of a command line that names no model, no dataset and no config.
+
+    Args:
+        argv: The words after the script's name.
+        config: The config file.
+        qlora: Write to a folder of its own.
+    """
     names = {word.split("=")[0] for word in argv}
     if names & {"--model_name_or_path", "--dataset_name", "--config", "--help", "-h"}:
         return list(argv)
-    return ["--config", str(config), *argv]
+    folder = ["--output_dir", "outputs/demo_qlora"] if qlora and "--output_dir" not in names else []
+    return ["--config", str(config), *folder, *argv]
 
 
 def data_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> dict:
@@ -228,10 +288,35 @@ def reading_options(script_args: OcrScriptArguments, training_args: SFTConfig) -
     }
 
 
-def memory_settings(script_args: OcrScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict:
-    """The arguments of `dsocr.failures.explained`."""
+def loading_options(script_args: OcrScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict:
+    """The arguments of `load_model` that come from the command line."""
     return {
+        # Trainer moves a model to its device; a packed one is loaded where it is to stay.
+        "device_map": {"": str(training_args.device)} if model_args.load_in_4bit else None,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "load_in_4bit": model_args.load_in_4bit,
+        "quantize_vision": script_args.quantize_vision,
+        "quant_type": model_args.bnb_4bit_quant_type,
+        "double_quant": model_args.use_bnb_nested_quant,
+    }
+
+
+def memory_settings(script_args: OcrScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict:
+    """The arguments of `dsocr.memory_plan.MemorySettings`."""
+    targets = model_args.lora_target_modules
+    # As TRL does: a single word is a regular expression.
+    targets = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
+    return {
+        "dtype": getattr(torch, model_args.dtype, torch.bfloat16),
+        "load_in_4bit": model_args.load_in_4bit,
+        "quantize_vision": script_args.quantize_vision,
+        "target_modules": targets if model_args.use_peft else None,
+        "target_parameters": model_args.lora_target_parameters,
+        "lora_r": model_args.lora_r,
         "batch_size": training_args.per_device_train_batch_size,
+        "eval_batch_size": training_args.per_device_eval_batch_size,
+        "answer_tokens": script_args.max_new_tokens,
         "checkpointing": bool(training_args.activation_checkpointing),
-        "image_mode": script_args.image_mode or "gundam",
+        "optim": getattr(training_args.optim, "value", training_args.optim),
     }

@@ -27,6 +27,7 @@ def build_results(
     base: dict[str, EvaluatedSet],
     adapter: dict[str, EvaluatedSet],
     shuffled: EvaluatedSet,
+    transferred: EvaluatedSet | str | None = None,
     *,
     held_out: str,
     **fields: Any,
@@ -37,9 +38,14 @@ def build_results(
         base: What the base model read, by name of the set.
         adapter: What the trained model read, by name of the set.
         shuffled: What the trained model read of the held-out set with every line shown another line's image.
+        transferred: What an adapter of a 4-bit base read of the held-out set on the full-precision base, or why that was
+            not measured; `None` for a base that was not quantised.
         held_out: Name of the set that stands at the top level.
         **fields: Further entries (model, versions, command, ...).
     """
+    if transferred is not None:
+        measured = isinstance(transferred, EvaluatedSet)
+        fields["adapter_on_full_precision"] = transferred.metrics.to_dict() if measured else {"skipped": transferred}
     return {
         "base": base[held_out].metrics.to_dict(),
         "adapter": adapter[held_out].metrics.to_dict(),
@@ -67,13 +73,20 @@ def log_lines(before: EvaluatedSet, after: EvaluatedSet, count: int = SHOWN_LINE
             logger.info("%9s  %s", label, normalize(text)[:SHOWN_CHARACTERS])
 
 
-def log_table(before: dict[str, EvaluatedSet], after: dict[str, EvaluatedSet], shuffled: EvaluatedSet) -> None:
-    """Log CER before and after for every set, and with shuffled images, as a table."""
+def log_table(
+    before: dict[str, EvaluatedSet],
+    after: dict[str, EvaluatedSet],
+    shuffled: EvaluatedSet,
+    transferred: EvaluatedSet | str | None = None,
+) -> None:
+    """Log CER before and after for every set, with shuffled images, and on the full-precision base, as a table."""
     logger.info("%-16s %6s  %9s  %9s  %s", "set", "lines", "CER base", "adapter", "95 % interval")
     for name in before:
         old, new = before[name].metrics, after[name].metrics
         logger.info("%-16s %6d  %9.3f  %9.3f  %.3f-%.3f", name, new.n, old.cer, new.cer, new.cer_low, new.cer_high)
-    rates = shuffled.metrics
-    logger.info(
-        "%-16s %6d  %9s  %9.3f  %.3f-%.3f", "shuffled images", rates.n, "", rates.cer, rates.cer_low, rates.cer_high
-    )
+    others = {"shuffled images": shuffled, "on 16/32-bit base": transferred}
+    for name, read in others.items():
+        if isinstance(read, EvaluatedSet):
+            rates = read.metrics
+            interval = (rates.cer_low, rates.cer_high)
+            logger.info("%-16s %6d  %9s  %9.3f  %.3f-%.3f", name, rates.n, "", rates.cer, *interval)

@@ -34,6 +34,11 @@ class OcrTrainer(SFTTrainer):
 
     def __init__(self, *, max_new_tokens: int = 256, adapter_card: dict | None = None, **kwargs):
         super().__init__(**kwargs)
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            # TRL casts an adapter on a 4-bit base to bf16, where a small step of the optimizer is rounded away.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         self.max_new_tokens = max_new_tokens
         self.adapter_card = adapter_card or {}
         self._reset_counts()

@@ -49,5 +49,5 @@ def build_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     prepare_process()
     parsed = build_parser().parse_args(sys.argv[1:])
-    with explained(batch_size=1, checkpointing=True, image_mode="gundam"):
+    with explained():
         main(parsed)

@@ -10,6 +10,7 @@ The real thing, with `my_lines/metadata.jsonl` holding lines such as {"image": "
         --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name my_lines/ --output_dir outputs/my_adapter
 
 or with a file of flags: --config recipes/configs/v1_lora.yaml. A stopped run goes on with --resume_from_checkpoint.
+--plan says how much memory a run would need, without loading anything. recipes/qlora.py is this recipe on a 4-bit base.
 """
 
 import sys
@@ -18,7 +19,14 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback
 from trl import get_peft_config
 
-from dsocr.arguments import data_options, memory_settings, parse_arguments, reading_options, with_demo_config
+from dsocr.arguments import (
+    data_options,
+    loading_options,
+    memory_settings,
+    parse_arguments,
+    reading_options,
+    with_demo_config,
+)
 from dsocr.callbacks import InterruptCallback
 from dsocr.checkpoints import resolve_resume
 from dsocr.collator import OcrCollator
@@ -27,8 +35,11 @@ from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
+from dsocr.full_precision import evaluate_on_full_precision
 from dsocr.gallery import draw_examples
-from dsocr.models import freeze_vision, load_model, verify_saved_adapter
+from dsocr.memory_plan import MemorySettings
+from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_saved_adapter
+from dsocr.plan_report import check_gpu, plan_run
 from dsocr.processor import OcrProcessor
 from dsocr.results import build_results, log_lines, log_table, summary_line, write_results
 from dsocr.run_log import Stages, setup_logging
@@ -43,7 +54,7 @@ def main(script_args, training_args, model_args):
     output_dir = Path(training_args.output_dir)
     is_main = training_args.process_index == 0
     logger = setup_logging(output_dir, is_main=is_main)
-    stage = Stages(logger, 7)
+    stage = Stages(logger, 8 if model_args.load_in_4bit else 7)
     machine = describe_machine()
     logger.info("%s", ", ".join(f"{name} {value}" for name, value in machine.items()))
     warn_about_unused_gpu()
@@ -62,8 +73,10 @@ def main(script_args, training_args, model_args):
         processor = OcrProcessor.from_pretrained(
             name, revision=revision, image_mode=script_args.image_mode, prompt=script_args.prompt
         )
-        attention = model_args.attn_implementation
-        model = load_model(name, revision=revision, dtype=model_args.dtype, attn_implementation=attention)
+        needed = MemorySettings(**memory_settings(script_args, training_args, model_args))
+        check_gpu(name, needed, revision=revision, image_mode=script_args.image_mode)
+        loading = loading_options(script_args, training_args, model_args)
+        model = load_model(name, revision=revision, **loading)
         make_peft_safe(model)
         freeze_vision(model)
         revision = getattr(model.config, "_commit_hash", None) or revision
@@ -91,6 +104,7 @@ def main(script_args, training_args, model_args):
         peft_config = get_peft_config(model_args)
         if peft_config is not None:
             peft_config.revision = revision
+            prepare_adapter(model, peft_config)
         trainer = OcrTrainer(
             model=model,
             args=training_args,
@@ -128,22 +142,38 @@ def main(script_args, training_args, model_args):
         logger.info("%d adapter tensors saved, loaded back and compared", count)
         after = evaluate_sets(trainer.model, processor, sets.evaluated, **reading)
         shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **reading)
+    transferred = None
+    if model_args.load_in_4bit:
+        with stage("CER of the adapter on the full-precision base"):
+            transferred = evaluate_on_full_precision(
+                name, output_dir, processor, sets.held_out, revision=revision, dtype=model_args.dtype, **reading
+            )
     if is_main:
         run = {"command": sys.argv, "machine": machine, "skipped": bad_samples.counts, **find_guard(model).counts()}
-        results = build_results(before, after, shuffled, held_out=HELD_OUT, **identity, **run)
+        results = build_results(before, after, shuffled, transferred, held_out=HELD_OUT, **identity, **run)
         picture = draw_examples(output_dir, sets.held_out["image"], before[HELD_OUT], after[HELD_OUT])
         logger.info("results in %s, picture in %s", write_results(output_dir, results), picture)
         log_lines(before[HELD_OUT], after[HELD_OUT])
-        log_table(before, after, shuffled)
+        log_table(before, after, shuffled, transferred)
         print(summary_line(before[HELD_OUT].metrics, after[HELD_OUT].metrics, output_dir), flush=True)
     trainer.end()
 
 
-def run(argv):
+def run(argv, *, qlora=False):
     prepare_process()
-    arguments = parse_arguments(with_demo_config(argv, DEMO_CONFIG))
-    with explained(**memory_settings(*arguments)):
-        main(*arguments)
+    arguments = parse_arguments(with_demo_config(argv, DEMO_CONFIG, qlora=qlora), qlora=qlora)
+    script_args, _, model_args = arguments
+    place = {"revision": model_args.model_revision, "image_mode": script_args.image_mode}
+
+    def plan():
+        return plan_run(model_args.model_name_or_path, MemorySettings(**memory_settings(*arguments)), **place)
+
+    with explained(memory_advice=lambda: "\n".join(plan().lines())):
+        if script_args.plan:
+            setup_logging(None, is_main=True)
+            print(plan().to_json() if script_args.json else "\n".join(plan().lines()))
+        else:
+            main(*arguments)
 
 
 if __name__ == "__main__":

@@ -44,5 +44,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     prepare_process()
-    with explained(batch_size=1, checkpointing=True, image_mode="gundam"):
+    with explained():
         sys.exit(main(build_parser().parse_args()))

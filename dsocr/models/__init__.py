@@ -6,6 +6,7 @@ from dsocr.models.checkpoint_rules import repair_checkpoint_rules
 
 repair_checkpoint_rules()
 
+from dsocr.models.adapter_targets import prepare_adapter  # noqa: E402
 from dsocr.models.adapters import load_adapter, save_adapter_card, verify_saved_adapter  # noqa: E402
 from dsocr.models.config import model_version, native_config  # noqa: E402
 from dsocr.models.freezing import freeze_vision, vision_parameters  # noqa: E402
@@ -19,6 +20,7 @@ __all__ = [
     "load_model",
     "model_version",
     "native_config",
+    "prepare_adapter",
     "repair_checkpoint_rules",
     "save_adapter_card",
     "verify_saved_adapter",

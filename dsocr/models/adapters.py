@@ -11,6 +11,8 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dsocr.models.adapter_targets import prepare_adapter
+
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +129,6 @@ def load_adapter(
             f"{folder} was trained on another base model: {card.get('base_model_name_or_path')!r}, revision "
             f"{card.get('revision')!r}. Load that one (or pass allow_other_base=True if you know what you do)."
         )
-    if getattr(model, "is_loaded_in_4bit", False):
-        # Here, because it brings in bitsandbytes.
-        from dsocr.models.expert_lora import adapt_experts
     try:
         with warnings.catch_warnings():
             # PEFT warns where `_check_every_tensor` raises.
@@ -138,9 +137,7 @@ def load_adapter(
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
                 model.set_adapter(adapter_name)
             else:
-                config = PeftConfig.from_pretrained(folder)
-                if getattr(model, "is_loaded_in_4bit", False):
-                    adapt_experts(config)
+                config = prepare_adapter(model, PeftConfig.from_pretrained(folder))
                 model = PeftModel.from_pretrained(
                     model, folder, adapter_name=adapter_name, is_trainable=is_trainable, config=config
                 )

@@ -63,6 +63,11 @@ def skipped_modules(quantize_vision: bool) -> list[str]:
     return ["lm_head", *(() if quantize_vision else VISION_MODULES)]
 
 
+def is_skipped(name: str, quantize_vision: bool) -> bool:
+    """Whether the module of that path stays as it is."""
+    return any(name == skip or name.startswith(f"{skip}.") for skip in skipped_modules(quantize_vision))
+
+
 def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: bool = True) -> int:
     """Put `Experts4bit`, not yet packed, in the place of every stack of routed experts; returns how many."""
     names = [name for name, module in model.named_modules() if type(module).__name__ in _EXPERTS_CLASSES]
@@ -171,11 +176,10 @@ def quantize_model(
     Returns:
         The same model.
     """
-    skipped = skipped_modules(quantize_vision)
     linears = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and not any(name == skip or name.startswith(f"{skip}.") for skip in skipped)
+        if type(module) is nn.Linear and not is_skipped(name, quantize_vision)
     }
     for name, linear in linears.items():
         layer = bitsandbytes.nn.Linear4bit(

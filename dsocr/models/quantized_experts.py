@@ -164,8 +164,9 @@ class Experts4bit(nn.Module):
             if missing:
                 left = nn.functional.pad(left, (0, missing))
                 right = nn.functional.pad(right, (0, 0, 0, missing))
-            inner = _grouped_mm(rows, right.transpose(-2, -1), offs=offsets)
-            product = product + scaling * _grouped_mm(inner, left.transpose(-2, -1), offs=offsets)
+            # PEFT's view of the second factor is strided over the experts, which CUDA's grouped product refuses.
+            inner = _grouped_mm(rows, right.contiguous().transpose(-2, -1), offs=offsets)
+            product = product + scaling * _grouped_mm(inner, left.contiguous().transpose(-2, -1), offs=offsets)
         return product
 
     def forward(

@@ -1,0 +1,51 @@
+"""Counting the bytes of live tensors, real or fake, exactly: what a step needs, whatever the allocator does."""
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows every storage that operations create while it is active, until it is freed.
+
+    Temporaries inside one operation are not seen. Works under `FakeTensorMode`, where nothing is allocated.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: Most bytes alive at once since `restart_peak`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+    def follow(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Count tensors that exist already (weights, inputs); returns the bytes that were added."""
+        before = self.live
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                size = storage.nbytes()
+                self._known[storage] = size
+                weakref.finalize(storage, self._release, size)
+                self.live += size
+        self.peak = max(self.peak, self.live)
+        return self.live - before
+
+    def restart_peak(self) -> None:
+        """Begin a new phase."""
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, lambda tensor: self.follow([tensor]), result)
+        return result

@@ -1,0 +1,61 @@
+"""Whether LoRA's targets are what they seem, checked before PEFT is let near the model."""
+
+import re
+
+from peft import LoraConfig
+from torch import nn
+
+
+def _is_target(name: str, targets: str | list[str] | set[str] | None) -> bool:
+    if targets is None or targets == "all-linear":
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
+    """Check a LoRA configuration against a model, and fit it to 4-bit experts where there are any.
+
+    Args:
+        model: A bare native model, quantised or not.
+        config: The configuration; it is changed in place.
+
+    Returns:
+        The same configuration.
+
+    Raises:
+        ValueError: when a target module is the routed experts, which are no linear layers, or a target parameter names
+            none of the model's stacked weights.
+    """
+    experts = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
+    }
+    hit = [name for name in experts if _is_target(name, config.target_modules)]
+    inside = [
+        f"{name}.{weight}"
+        for name, module in experts.items()
+        for weight, _ in [*module.named_parameters(), *module.named_buffers()]
+        if not isinstance(config.target_modules, list) and _is_target(f"{name}.{weight}", config.target_modules)
+    ]
+    if hit or (inside and not any(_is_target(name, config.target_modules) for name, _ in model.named_modules())):
+        raise ValueError(
+            f"--lora_target_modules {config.target_modules!r} matches the routed experts ({(hit or inside)[0]}), which "
+            "are stacked parameters and no linear layers. Leave them out of it, and train them with "
+            "--lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj --lora_dropout 0."
+        )
+    weights = [f"{name}.{weight}" for name in experts for weight in ("gate_up_proj", "down_proj")]
+    for target in config.target_parameters or ():
+        if not any(weight == target or weight.endswith(f".{target}") for weight in weights):
+            raise ValueError(
+                f"--lora_target_parameters {target}: the model has no stacked weight of that name. The routed experts "
+                "are mlp.experts.gate_up_proj and mlp.experts.down_proj."
+            )
+    if getattr(model, "is_loaded_in_4bit", False):
+        # Here, because it brings in bitsandbytes.
+        from dsocr.models.expert_lora import adapt_experts
+
+        adapt_experts(config)
+    return config

@@ -1,0 +1,29 @@
+"""QLoRA: fine-tune on a base model whose linear layers and routed experts are 4-bit, for cards with little memory.
+
+The built-in demonstration, on a GPU or a CPU:
+
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/qlora.py
+
+The real thing; first ask what it needs (nothing is loaded), then train:
+
+    python recipes/qlora.py --model_name_or_path deepseek-ai/DeepSeek-OCR --image_mode base --plan
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/qlora.py \\
+        --model_name_or_path deepseek-ai/DeepSeek-OCR --image_mode base --dataset_name my_lines/
+
+It is recipes/sft_lora.py, flag for flag, with other defaults (dsocr.arguments.qlora_defaults): NF4 with double
+quantisation, one line a step, activation checkpointing, a paged 8-bit optimizer on a GPU. --quantize_vision packs the
+vision side too; --lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj --lora_dropout 0 trains LoRA on
+the 4-bit experts. recipes/configs/qlora_*.yaml are made for cards of 4 to 24 GB.
+"""
+
+import sys
+
+import sft_lora
+
+
+def run(argv):
+    sft_lora.run(argv, qlora=True)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
