@@ -97,6 +97,12 @@ class MemoryPlan:
     trainable_parameters: int
     image_tokens: int
 
+    @property
+    def training_peak_bytes(self) -> int:
+        """The peak without evaluation."""
+        phases = (self.vision_bytes, self.language_bytes, self.logits_bytes, self.update_bytes)
+        return self.weights_bytes + self.adapter_bytes + self.gradient_bytes + self.optimizer_bytes + max(phases)
+
     def fits(self, card_gib: float) -> bool:
         """Whether the run fits a card of so many GiB, the reserve for context and rounding included."""
         return self.peak_bytes + RESERVED_BYTES <= card_gib * 2**30
@@ -312,8 +318,8 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
     with FakeTensorMode():
         _materialize_fakes(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        adapter = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        gradients = 0 if settings.target_modules is None else adapter
+        gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        adapter = 0 if settings.target_modules is None else gradients
         optimizer = _optimizer_bytes(trained, settings.optim)
         with LiveMemory() as memory:
             memory.follow([*adapted.parameters(), *adapted.buffers()])
