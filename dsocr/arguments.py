@@ -219,9 +219,7 @@ def check_quantization(script_args: OcrScriptArguments, model_args: ModelConfig)
         )
 
 
-def parse_arguments(
-    argv: Sequence[str], *, qlora: bool = False
-) -> tuple[OcrScriptArguments, SFTConfig, ModelConfig]:
+def parse_arguments(argv: Sequence[str], *, qlora: bool = False) -> tuple[OcrScriptArguments, SFTConfig, ModelConfig]:
     """Parse a recipe's command line; a mistake ends in one clear line, exit code 2.
 
     Args:

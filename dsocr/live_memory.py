@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 class LiveMemory(TorchDispatchMode):
     """Follows every storage that operations create while it is active, until it is freed.
 
-    Temporaries inside one operation are not seen. Works under `FakeTensorMode`, where nothing is allocated.
+    Tensors on the meta device have no memory and do not count. Temporaries inside one operation are not seen. Works under `FakeTensorMode`, where nothing is allocated.
 
     Attributes:
         live: Bytes alive now.
@@ -32,6 +32,8 @@ class LiveMemory(TorchDispatchMode):
         """Count tensors that exist already (weights, inputs); returns the bytes that were added."""
         before = self.live
         for tensor in tensors:
+            if tensor.device.type == "meta":
+                continue
             storage = tensor.untyped_storage()
             if storage not in self._known:
                 size = storage.nbytes()

@@ -185,15 +185,27 @@ def measure_steps(model: PreTrainedModel, options: StepOptions, optim: str) -> d
     return {"seconds": statistics.median(seconds), "step_peak_bytes": peak, "context_bytes": outside}
 
 
-def measure_variant(folder: str, variant: str, options: StepOptions) -> dict:
+def _pretend_card(card_gib: float) -> None:
+    """Leave this process what it would have on a smaller card, whose CUDA context takes its share too."""
+    torch.cuda.init()
+    torch.zeros(1, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction((card_gib * 2**30 - context) / total)
+
+
+def measure_variant(folder: str, variant: str, options: StepOptions, card_gib: float | None = None) -> dict:
     """Everything about one precision; to be called in a process of its own.
 
     Args:
         folder: A bf16 checkpoint.
         variant: One of `VARIANTS`.
         options: The training step.
+        card_gib: On a GPU: allow no more memory than a card of so many GiB would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if card_gib and device.type == "cuda":
+        _pretend_card(card_gib)
     OcrQuantizationConfig()
     optim = "paged_adamw_8bit" if device.type == "cuda" and variant != "bf16" else "adamw_torch"
     with _GpuMemory() if device.type == "cuda" else _AnonymousMemory() as loading:
@@ -243,7 +255,7 @@ def _main(arguments: dict) -> dict:
     if "folder" not in arguments:
         return {"cer": read_in_precision(arguments["variant"])}
     options = StepOptions(ImageGeometry(**arguments["geometry"]), **arguments["step"])
-    return measure_variant(arguments["folder"], arguments["variant"], options)
+    return measure_variant(arguments["folder"], arguments["variant"], options, arguments.get("card_gib"))
 
 
 if __name__ == "__main__":

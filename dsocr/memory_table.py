@@ -47,7 +47,7 @@ def build_table(folder: str | Path) -> str:
         lines.append("| " + " | ".join([name, weights, *cells, cer]) + " |")
     for device in DEVICES:
         if "hardware" in measured[device]:
-            lines += ["", f"{device.upper()}: {measured[device]['hardware']}. {measured[device]['step']}."]
+            lines += ["", f"{measured[device]['hardware']}; {measured[device]['step']}."]
     return "\n".join(lines)
 
 

@@ -38,6 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     rows = {}
     for variant in tqdm(arguments.variants, desc="Measuring"):
         task = {"folder": str(checkpoint), "variant": variant, "geometry": dataclasses.asdict(geometry), "step": step}
+        task["card_gib"] = arguments.card_gib
         rows[variant] = run_in_process(task) | run_in_process({"variant": variant})
         logger.info("%s: %s", VARIANTS[variant], rows[variant])
     machine = describe_machine()
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--answer_tokens", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not; default: %(default)s")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--card_gib", type=float, help="on a GPU: allow no more memory than such a card would have")
     parser.add_argument("--output_dir", default="outputs/memory", help="random weights and log; default: %(default)s")
     parser.add_argument("--results", help="folder of memory_<device>.json; default: --output_dir")
     parser.add_argument("--readme", help="a Markdown file whose memory table is to be filled")

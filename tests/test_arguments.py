@@ -12,6 +12,7 @@ from dsocr.arguments import (
     LANGUAGE_MODEL_TARGETS,
     complete_argv,
     data_options,
+    loading_options,
     memory_settings,
     parse_arguments,
     reading_options,
@@ -36,7 +37,6 @@ def test_defaults_are_right_for_ocr_and_need_no_gpu():
         assert not training.bf16 and model.dtype == "float32"
     assert (script.image_mode, script.on_bad_sample) == (None, "raise")
     data_options(script, training), reading_options(script, training)
-    assert memory_settings(script, training, model)["image_mode"] == "gundam"
 
 
 def test_the_regular_expression_hits_the_language_model_alone(version):
@@ -107,12 +107,15 @@ def test_the_command_line_overrides_the_config_file(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_parses_and_changes_only_what_differs(path):
-    parse_arguments(["--config", str(path), *(["--bf16", "false"] if not torch.cuda.is_available() else [])])
+    qlora = path.name.startswith("qlora")
+    parse_arguments(
+        ["--config", str(path), *(["--bf16", "false"] if not torch.cuda.is_available() else [])], qlora=qlora
+    )
     text = path.read_text(encoding="utf-8")
     header = text.split("\n\n")[0] if "\n\n" in text else text
     for word in ("# Hardware:", "# Command:"):
         assert word in header, f"{path.name}: the header lacks {word}"
-    defaults = parse_arguments([])
+    defaults = parse_arguments([], qlora=qlora)
     content = yaml.safe_load(text)
     for key, value in content.items():
         for arguments in defaults:
@@ -123,15 +126,38 @@ def test_every_config_file_parses_and_changes_only_what_differs(path):
 def test_the_demonstration_is_used_when_nothing_is_named():
     assert with_demo_config([], "demo.yaml") == ["--config", "demo.yaml"]
     assert with_demo_config(["--seed", "1"], "demo.yaml") == ["--config", "demo.yaml", "--seed", "1"]
+    assert with_demo_config([], "demo.yaml", qlora=True)[2:] == ["--output_dir", "outputs/demo_qlora"]
+    assert with_demo_config(["--output_dir", "x"], "demo.yaml", qlora=True)[2:] == ["--output_dir", "x"]
     for argv in (["--dataset_name", "x"], ["--model_name_or_path=x"], ["--config", "x"], ["--help"]):
         assert with_demo_config(argv, "demo.yaml") == argv
 
 
-@pytest.mark.parametrize("flag", ["--dataset_streaming", "--load_in_4bit", "--load_in_8bit"])
-def test_flags_that_would_be_ignored_are_refused(flag, capsys):
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--dataset_streaming"], "--dataset_streaming is not supported"),
+        (["--load_in_8bit"], "--load_in_8bit is not supported.*routed experts.*Use --load_in_4bit"),
+        (["--quantize_vision"], "--quantize_vision needs --load_in_4bit"),
+        (["--load_in_4bit", "--use_peft", "false"], "--load_in_4bit needs --use_peft"),
+        (["--lora_target_parameters", "mlp.experts.down_proj"], "needs --lora_dropout 0 .now 0.05"),
+    ],
+)
+def test_flags_that_would_be_ignored_or_fail_later_are_refused(argv, words, capsys):
     with pytest.raises(SystemExit):
-        parse_arguments([flag, "true"])
-    assert re.search(f"{flag}.* not supported", capsys.readouterr().err)
+        parse_arguments(argv)
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_qlora_changes_defaults_and_nothing_else():
+    script, training, model = parse_arguments([], qlora=True)
+    assert (model.load_in_4bit, model.use_bnb_nested_quant, model.bnb_4bit_quant_type) == (True, True, "nf4")
+    assert (training.activation_checkpointing, training.per_device_train_batch_size) == (True, 1)
+    assert loading_options(script, training, model)["device_map"] == {"": str(training.device)}
+    assert parse_arguments([])[2].load_in_4bit is False
+    on_a_card = parse_arguments(["--plan"], qlora=True)
+    assert memory_settings(*on_a_card)["optim"] == "paged_adamw_8bit"
+    assert memory_settings(*on_a_card)["dtype"] == torch.bfloat16
+    assert memory_settings(*on_a_card)["target_modules"] == LANGUAGE_MODEL_TARGETS
 
 
 def test_help_shows_this_projects_flags(capsys, monkeypatch):

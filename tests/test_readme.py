@@ -25,8 +25,9 @@ def test_every_command_names_files_and_flags_that_exist(command):
         for word in words:
             if word.endswith((".py", ".yaml", ".txt")):
                 assert (REPOSITORY / word).is_file(), word
-        if "recipes/sft_lora.py" in words:
-            parse_arguments(words[words.index("recipes/sft_lora.py") + 1 :])
+        for recipe in ("sft_lora", "qlora"):
+            if f"recipes/{recipe}.py" in words:
+                parse_arguments(words[words.index(f"recipes/{recipe}.py") + 1 :], qlora=recipe == "qlora")
 
 
 def test_ci_finds_exactly_one_test_command_and_one_main_job():
@@ -44,6 +45,12 @@ def test_every_flag_of_the_table_exists():
 
     known = {option for action in build_parser()._actions for option in action.option_strings}
     assert set(flags) <= known
+
+
+def test_the_memory_table_is_what_was_measured():
+    from dsocr.memory_table import build_table
+
+    assert build_table(REPOSITORY / "docs") in README
 
 
 def test_the_metadata_example_is_json_with_the_three_columns():

@@ -46,9 +46,11 @@ def load_recipe(name):
     return module
 
 
-def run(monkeypatch, *argv):
-    recipe = load_recipe("sft_lora")
-    monkeypatch.setattr(sys, "argv", ["sft_lora.py", *map(str, argv)])
+def run(monkeypatch, *argv, name="sft_lora"):
+    # As Python does for a script.
+    monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+    recipe = load_recipe(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
     recipe.run(list(map(str, argv)))
 
 
@@ -233,6 +235,56 @@ def test_full_fine_tuning_and_early_stopping(monkeypatch, tmp_path, line_folder)
     base = load_model(str(tmp_path / "base_model"))
     assert not torch.equal(again.lm_head.weight, base.lm_head.weight)
     assert torch.equal(again.model.multi_modal_projector.weight, base.model.multi_modal_projector.weight)
+
+
+def test_qlora_trains_on_a_4_bit_base_and_its_adapter_serves_the_full_one(monkeypatch, tmp_path, line_folder):
+    experts = ["--lora_target_parameters", "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "--lora_dropout", "0"]
+    argv = ["--dataset_name", line_folder, "--output_dir", tmp_path, *FEW_STEPS, *experts]
+    run(monkeypatch, *argv, name="qlora")
+    results = json.loads((tmp_path / "ocr_results.json").read_text(encoding="utf-8"))
+    transferred = results["adapter_on_full_precision"]
+    assert {"cer", "cer_low", "cer_high", "n"} <= set(transferred)
+    assert transferred["n"] == results["adapter"]["n"]
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "nf4 weights, 0 tensors missing" in log and "Step 8/8: CER of the adapter on the full-precision base" in log
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(".experts." in name for name in stored) == 2 * 2 * 2
+    model = load_adapter(load_model(str(tmp_path / "base_model")), tmp_path)
+    assert any((p != 0).any() for n, p in model.named_parameters() if ".experts." in n and "lora_B" in n)
+
+
+@pytest.mark.parametrize("name", ["sft_lora", "qlora"])
+def test_plan_answers_before_anything_is_loaded(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--model_name_or_path", "deepseek-ai/DeepSeek-OCR", "--plan", "--json", name=name)
+    shown = capsys.readouterr().out
+    plan = json.loads(shown[shown.index("{") :])
+    assert plan["weights_bytes"] == pytest.approx({"sft_lora": 6.67e9, "qlora": 2.81e9}[name], rel=0.01)
+    assert plan["peak_bytes"] > plan["weights_bytes"] and plan["fits_gib"] and plan["savings"]
+    assert not list(tmp_path.iterdir()), "planning writes nothing"
+
+
+def test_memory_is_measured_and_the_readmes_table_is_filled(monkeypatch, tmp_path):
+    from dsocr import memory_measurement
+    from dsocr.memory_table import build_table
+
+    recipe = load_recipe("measure_memory")
+    monkeypatch.setattr(memory_measurement, "CER_LINES", 8)
+    # In this process: a fresh one takes ten seconds to begin, and the figures are not what is tested here.
+    monkeypatch.setattr(recipe, "run_in_process", memory_measurement._main)
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- memory table -->\n<!-- end of memory table -->\nb\n", encoding="utf-8")
+    argv = ["--size", "tiny", "--steps", "1", "--variants", "bf16", "4bit", "--output_dir", str(tmp_path / "out")]
+    recipe.main(recipe.build_parser().parse_args([*argv, "--results", str(tmp_path), "--readme", str(readme)]))
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    rows = json.loads((tmp_path / f"memory_{device}.json").read_text(encoding="utf-8"))["rows"]
+    assert rows["4bit"]["weights_bytes"] < rows["bf16"]["weights_bytes"]
+    assert rows["4bit"]["seconds"] > 0 and 0 <= rows["4bit"]["cer"] < 0.3
+    text = readme.read_text(encoding="utf-8")
+    assert build_table(tmp_path) in text and text.startswith("a\n") and text.endswith("\nb\n")
+    cells = next(line for line in text.splitlines() if line.startswith("| bf16 LoRA")).split("|")
+    other = slice(3, 6) if device == "gpu" else slice(6, 9)
+    assert all(not cell.strip() for cell in cells[other]), "a device that was not measured has empty cells"
 
 
 def test_pretraining_learns_and_resumes(tmp_path, monkeypatch):

@@ -1,16 +1,13 @@
 """A trainer on a tiny model, for tests."""
 
-import bitsandbytes
-import torch
 from datasets import Dataset
 from peft import LoraConfig
-from torch import nn
 from trl import SFTConfig
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS, recipe_defaults
 from dsocr.collator import OcrCollator
 from dsocr.data.synthetic import write_dataset
-from dsocr.models import freeze_vision
+from dsocr.models import freeze_vision, prepare_adapter
 from dsocr.models.tiny import build_tiny_model
 from dsocr.trainer import OcrTrainer
 from dsocr.wrapper import make_peft_safe
@@ -54,14 +51,15 @@ def build_trainer(
     model=None,
     callbacks=None,
     eval_dataset=None,
+    peft_config=None,
     **options,
 ) -> OcrTrainer:
     model, processor = model or build_tiny_model(version)
     make_peft_safe(model)
     if freeze:
         freeze_vision(model)
-    config = None
-    if lora:
+    config = prepare_adapter(model, peft_config) if peft_config else None
+    if lora and config is None:
         config = LoraConfig(r=4, task_type=task_type, lora_dropout=dropout, target_modules=LANGUAGE_MODEL_TARGETS)
     return OcrTrainer(
         model=model,
@@ -78,20 +76,3 @@ def build_trainer(
 
 def logged_losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def quantize_language_model(model) -> int:
-    """Put the language model's linear layers into NF4, in place; returns how many. (The experts are not linear layers.)"""
-    names = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "language_model" in name
-    ]
-    for name in names:
-        linear = model.get_submodule(name)
-        layer = bitsandbytes.nn.Linear4bit(
-            linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
-        )
-        layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4").to("cpu")
-        # Otherwise one forward in evaluation repacks the weights and a later backward loses its gradient.
-        layer.support_avx512bf16_for_cpu = False
-        model.set_submodule(name, layer)
-    return len(names)

@@ -21,7 +21,13 @@ _TEXT = {
     "max_position_embeddings": 8192,
     "use_mla": False,
 }
-_SAM = {"width": 768, "layers": 12, "heads": 12, "global_attn_indexes": [2, 5, 8, 11], "downsample_channels": [512, 1024]}
+_SAM = {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "global_attn_indexes": [2, 5, 8, 11],
+    "downsample_channels": [512, 1024],
+}
 _WIDTHS = {
     "v1": {
         "sam_vit_b": _SAM,
