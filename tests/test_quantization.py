@@ -112,15 +112,15 @@ def test_loading_never_holds_the_whole_model(tmp_path, monkeypatch):
 
 def test_experts_are_stacked_on_the_cpu_whatever_the_device(checkpoint):
     """On a GPU the stacked bf16 experts of a layer would otherwise stand beside the packed model, three times over."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
     model = load_model(checkpoint, dtype="float32")
-    rules = get_checkpoint_conversion_mapping(model.config.model_type)
-    changed = OcrQuantizer(OcrQuantizationConfig(), pre_quantized=False).update_weight_conversions(rules, model)
-    converters = [rule for rule in changed if isinstance(rule, WeightConverter)]
-    assert converters and all(rule.force_cpu for rule in converters)
-    assert not any(rule.force_cpu for rule in rules if isinstance(rule, WeightConverter)), "the global rules changed"
+    quantizer = OcrQuantizer(OcrQuantizationConfig(), pre_quantized=False)
+    for hf_quantizer, on_cpu in ((quantizer, True), (None, False)):
+        rules = get_model_conversion_mapping(model, hf_quantizer=hf_quantizer)
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        assert len(converters) >= 2 and all(rule.force_cpu is on_cpu for rule in converters)
 
 
 def test_packing_expert_by_expert_equals_bitsandbytes_on_the_whole_weight():
