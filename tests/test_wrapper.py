@@ -6,10 +6,10 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from training_helpers import quantize_language_model
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.collator import OcrCollator
+from dsocr.models.quantization import quantize_model
 from dsocr.models.tiny import build_tiny_model
 from dsocr.wrapper import find_guard, make_peft_safe, remove_peft_safe
 
@@ -213,7 +213,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(rows):
 
 def test_four_bit(rows):
     model, processor = build_tiny_model("v1")
-    quantize_language_model(model)
+    quantize_model(model)
     peft_model = get_peft_model(
         make_peft_safe(model), LoraConfig(r=2, task_type="SEQ_2_SEQ_LM", target_modules=LANGUAGE_MODEL_TARGETS)
     )
