@@ -9,6 +9,8 @@ import torch
 import yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
+from dsocr.trackers import check_trackers
+
 
 # Attention, dense MLP and shared experts of the language model; right for v1 and v2, bare and 4-bit. The vision encoders
 # have q_proj and v_proj too, so a bare name would put most of the adapter there.
@@ -237,6 +239,7 @@ def parse_arguments(argv: Sequence[str], *, qlora: bool = False) -> tuple[OcrScr
         script_args, training_args, model_args = parser.parse_args_and_config(argv)
         check_target_modules(model_args.lora_target_modules)
         check_quantization(script_args, model_args)
+        check_trackers(training_args.report_to)
         if script_args.dataset_streaming:
             raise ValueError("--dataset_streaming is not supported: lines are checked before training.")
         if training_args.load_best_model_at_end and training_args.metric_for_best_model in ("cer", "eval_cer"):

@@ -1,6 +1,7 @@
 """Reading images by generation, and error rates of what was read."""
 
 import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
     UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor,
 )
@@ -48,7 +49,39 @@ def _generation_config(processor: OcrProcessor, max_new_tokens: int) -> Generati
     )
 
 
-def transcribe(
+class _ConfidenceRecorder(LogitsProcessor):
+    """Remembers the probability of every token that greedy decoding takes; it changes nothing."""
+
+    def __init__(self):
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids, scores):
+        self.steps.append(scores.float().softmax(dim=-1).amax(dim=-1))
+        return scores
+
+    def means(self, ids: torch.Tensor, pad_token_id: int) -> list[float]:
+        """Mean over each row's tokens up to and including eos, `[batch]`."""
+        probabilities = torch.stack(self.steps, dim=1)[:, : ids.shape[1]]
+        kept = (ids != pad_token_id).to(probabilities.dtype)
+        return ((probabilities * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)).tolist()
+
+
+@dataclass(frozen=True)
+class ReadLine:
+    """What was read of one image.
+
+    Attributes:
+        index: Position of the image in the list.
+        text: The text.
+        confidence: Mean probability of its tokens, eos included, in 0..1.
+    """
+
+    index: int
+    text: str
+    confidence: float
+
+
+def read_lines(
     model: PreTrainedModel,
     processor: OcrProcessor,
     images: list[Any],
@@ -58,8 +91,8 @@ def transcribe(
     loop_guard: bool = True,
     description: str = "Reading",
     progress: bool = True,
-) -> list[str]:
-    """Read images: greedy, batched, left-padded, with KV cache.
+) -> Iterator[ReadLine]:
+    """Read images: greedy, batched, left-padded, with KV cache; yields lines as batches are done, the longest first.
 
     Args:
         model: Native model or `PeftModel`; its training mode is restored afterwards.
@@ -71,9 +104,6 @@ def transcribe(
         description: Label of the progress bar.
         progress: Show it.
 
-    Returns:
-        The texts, in the order of the images.
-
     Raises:
         UnreadableImageError: for an image that cannot be opened.
     """
@@ -82,21 +112,37 @@ def transcribe(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collate = OcrCollator(processor, dtype=model.dtype, for_generation=True)
     config = _generation_config(processor, max_new_tokens)
-    guards = LogitsProcessorList(
-        [UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)] if loop_guard else []
-    )
-    texts = [""] * len(images)
+    guards = [UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)] if loop_guard else []
     bar = tqdm(total=len(images), desc=description, unit="line", disable=not progress, leave=False)
     # One thread prepares the next batch while the model reads this one.
-    with ThreadPoolExecutor(1) as pool, _generation_mode(model), bar:
+    with ThreadPoolExecutor(1) as pool, bar:
         prepared = pool.map(lambda batch: collate([{"image": images[index]} for index in batch]), batches)
         for indices, batch in zip(batches, prepared, strict=True):
             batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            ids = model.generate(**batch, generation_config=config, logits_processor=guards)
-            answers = processor.decode_answers(ids[:, batch["input_ids"].shape[1] :])
-            for index, answer in zip(indices, answers, strict=True):
-                texts[index] = answer
+            recorder = _ConfidenceRecorder()
+            with _generation_mode(model):
+                found = model.generate(
+                    **batch, generation_config=config, logits_processor=LogitsProcessorList([*guards, recorder])
+                )
+            ids = found[:, batch["input_ids"].shape[1] :]
+            confidences = recorder.means(ids, processor.tokenizer.pad_token_id)
+            for line in zip(indices, processor.decode_answers(ids), confidences, strict=True):
+                yield ReadLine(*line)
             bar.update(len(indices))
+
+
+def transcribe(model: PreTrainedModel, processor: OcrProcessor, images: list[Any], **options) -> list[str]:
+    """`read_lines`, as a list of texts in the order of the images.
+
+    Args:
+        model: Native model or `PeftModel`.
+        processor: Its processor.
+        images: What `open_image` takes.
+        **options: Further arguments of `read_lines`.
+    """
+    texts = [""] * len(images)
+    for line in read_lines(model, processor, images, **options):
+        texts[line.index] = line.text
     return texts
 
 

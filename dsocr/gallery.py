@@ -16,23 +16,23 @@ _INK = {"reference": "#222222", "before": "#a32020", "after": "#1d6b2f"}
 
 
 def draw_examples(
-    output_dir: str | Path, images: list, before: EvaluatedSet, after: EvaluatedSet, count: int = 5
+    output_dir: str | Path, images: list, read: dict[str, EvaluatedSet], count: int = 5, name: str = GALLERY_NAME
 ) -> Path:
-    """Draw the first lines of a set: the image, its reference, and what was read before and after training.
+    """Draw the first lines of a set: the image, its reference, and what was read.
 
     Args:
-        output_dir: Folder where `examples.png` is written.
+        output_dir: Folder where the picture is written.
         images: Images of the set, what `open_image` takes.
-        before: What the base model read of it.
-        after: What the trained model read of it.
+        read: What was read of it, by a word for the reader: `before`, `after`.
         count: Number of lines.
+        name: File name.
 
     Returns:
         The path of the picture.
     """
     count = min(count, len(images))
     font = ImageFont.truetype(str(FONT_FOLDER / "OpenSans.ttf"), 17)
-    block = _LINE_HEIGHT + 3 * _TEXT_HEIGHT + _GAP
+    block = _LINE_HEIGHT + (1 + len(read)) * _TEXT_HEIGHT + _GAP
     page = Image.new("RGB", (_WIDTH, count * block + _GAP), "white")
     draw = ImageDraw.Draw(page)
     for index in range(count):
@@ -41,11 +41,12 @@ def draw_examples(
         scale = min((_WIDTH - 2 * _GAP) / line.width, _LINE_HEIGHT / line.height)
         size = (max(1, round(line.width * scale)), max(1, round(line.height * scale)))
         page.paste(line.resize(size, Image.Resampling.LANCZOS), (_GAP, top))
-        texts = (before.references[index], before.predictions[index], after.predictions[index])
-        for row, (label, text) in enumerate(zip(_INK, texts, strict=True)):
+        references = next(iter(read.values())).references
+        texts = {"reference": references[index], **{label: found.predictions[index] for label, found in read.items()}}
+        for row, (label, text) in enumerate(texts.items()):
             y = top + _LINE_HEIGHT + row * _TEXT_HEIGHT
             draw.text((_GAP, y), label, font=font, fill="#888888")
-            draw.text((_GAP + 100, y), normalize(text)[:70], font=font, fill=_INK[label])
-    path = Path(output_dir) / GALLERY_NAME
+            draw.text((_GAP + 100, y), normalize(text)[:70], font=font, fill=_INK.get(label, _INK["after"]))
+    path = Path(output_dir) / name
     page.save(path)
     return path

@@ -11,10 +11,12 @@ from trl import SFTTrainer
 
 from dsocr.callbacks import FirstStepsCallback, LogLineCallback, OcrProgressCallback
 from dsocr.environment import peak_memory_gib
-from dsocr.evaluation import evaluate_dataset
+from dsocr.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.failures import TrainingDivergedError
+from dsocr.gallery import draw_examples
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
 from dsocr.preflight import PreflightReport, run_preflight
+from dsocr.trackers import log_picture
 
 
 class OcrTrainer(SFTTrainer):
@@ -52,6 +54,7 @@ class OcrTrainer(SFTTrainer):
     def _reset_counts(self) -> None:
         self._counted_since = time.perf_counter()
         self._counts = {"samples": 0, "image_tokens": 0, "text_tokens": 0}
+        self._first_step = self.state.global_step
         self._not_finite = 0
 
     def preflight(self, *, strict: bool = True) -> PreflightReport:
@@ -102,6 +105,7 @@ class OcrTrainer(SFTTrainer):
             seconds = time.perf_counter() - self._counted_since
             processes = self.accelerator.num_processes
             logs |= {f"{name}_per_second": int(n) * processes / seconds for name, n in self._counts.items()}
+            logs["seconds_per_step"] = seconds / max(1, self.state.global_step - self._first_step)
             logs["peak_memory_gib"] = peak_memory_gib()
             self._reset_counts()
         super().log(logs, start_time)
@@ -118,9 +122,16 @@ class OcrTrainer(SFTTrainer):
         )
         rates = {name: getattr(read.metrics, name) for name in ("cer", "wer", "exact", "looping")}
         output.metrics.update({f"{metric_key_prefix}_{name}": rate for name, rate in rates.items()})
+        self._log_examples(dataloader.dataset, read)
         # Reading is not training: its time does not count against the throughput of the steps.
         self._reset_counts()
         return output
+
+    def _log_examples(self, dataset, read: EvaluatedSet) -> None:
+        if not self.args.report_to or not self.state.is_world_process_zero:
+            return
+        path = draw_examples(self.args.output_dir, dataset["image"], {"read": read}, name="evaluation_examples.png")
+        log_picture(self.callback_handler.callbacks, path, self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -30,19 +30,18 @@ from dsocr.arguments import (
 from dsocr.callbacks import InterruptCallback
 from dsocr.checkpoints import resolve_resume
 from dsocr.collator import OcrCollator
-from dsocr.data import HELD_OUT, BadSamples, load_training_sets
+from dsocr.data import BadSamples, load_training_sets
 from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
 from dsocr.full_precision import evaluate_on_full_precision
-from dsocr.gallery import draw_examples
 from dsocr.memory_plan import MemorySettings
 from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_saved_adapter
 from dsocr.plan_report import check_gpu, plan_run
 from dsocr.processor import OcrProcessor
-from dsocr.results import build_results, log_lines, log_table, summary_line, write_results
 from dsocr.run_log import Stages, setup_logging
+from dsocr.run_results import Readings, draw_train_sample, write_data_summary, write_run
 from dsocr.trainer import OcrTrainer
 from dsocr.wrapper import find_guard, make_peft_safe
 
@@ -91,6 +90,7 @@ def main(script_args, training_args, model_args):
         sets = load_training_sets(source, processor, bad_samples, **options)
         if is_main:
             bad_samples.write(output_dir / "skipped_samples.json")
+            write_data_summary(output_dir, sets, processor, bad_samples.counts)
 
     ################
     # Training
@@ -142,6 +142,7 @@ def main(script_args, training_args, model_args):
         logger.info("%d adapter tensors saved, loaded back and compared", count)
         after = evaluate_sets(trainer.model, processor, sets.evaluated, **reading)
         shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **reading)
+        train_sample = evaluate_dataset(trainer.model, processor, draw_train_sample(sets), **reading)
     transferred = None
     if model_args.load_in_4bit:
         with stage("CER of the adapter on the full-precision base"):
@@ -150,12 +151,8 @@ def main(script_args, training_args, model_args):
             )
     if is_main:
         run = {"command": sys.argv, "machine": machine, "skipped": bad_samples.counts, **find_guard(model).counts()}
-        results = build_results(before, after, shuffled, transferred, held_out=HELD_OUT, **identity, **run)
-        picture = draw_examples(output_dir, sets.held_out["image"], before[HELD_OUT], after[HELD_OUT])
-        logger.info("results in %s, picture in %s", write_results(output_dir, results), picture)
-        log_lines(before[HELD_OUT], after[HELD_OUT])
-        log_table(before, after, shuffled, transferred)
-        print(summary_line(before[HELD_OUT].metrics, after[HELD_OUT].metrics, output_dir), flush=True)
+        readings = Readings(before, after, shuffled, train_sample, transferred)
+        print(write_run(output_dir, sets, readings, **identity, **run), flush=True)
     trainer.end()
 
 

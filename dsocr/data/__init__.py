@@ -1,7 +1,7 @@
 """Datasets of transcribed images."""
 
 from dsocr.data.bad_samples import BadSampleError, BadSamples
-from dsocr.data.loading import load_ocr_dataset
+from dsocr.data.loading import has_test_split, load_ocr_dataset
 from dsocr.data.splits import split_by_page
 from dsocr.data.training_sets import HELD_OUT, TrainingSets, load_training_sets
 
@@ -11,6 +11,7 @@ __all__ = [
     "BadSampleError",
     "BadSamples",
     "TrainingSets",
+    "has_test_split",
     "load_ocr_dataset",
     "load_training_sets",
     "split_by_page",

@@ -1,0 +1,148 @@
+"""Where a reader errs, and whether one reader is better than another: groups, confusions, worst lines, paired intervals."""
+
+import random
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from rapidfuzz.distance import Levenshtein
+
+from dsocr.metrics import BOOTSTRAP_SAMPLES, compute_metrics, count_edits, normalize
+
+
+LENGTH_LIMITS = (10, 30, 60)
+_SCRIPTS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "CJK", "HIRAGANA", "KATAKANA", "HANGUL", "DEVANAGARI")
+
+
+def name_script(text: str) -> str:
+    """`"latin"`, `"cyrillic"`, ..., `"mixed"` for letters of several scripts, `"none"` for a text without letters.
+
+    Example:
+        >>> name_script("Dear sir"), name_script("Дом 7"), name_script("1905"), name_script("ДNA")
+        ('latin', 'cyrillic', 'none', 'mixed')
+    """
+    found = set()
+    for character in text:
+        if character.isalpha():
+            name = unicodedata.name(character, "OTHER")
+            found.add(next((script for script in _SCRIPTS if name.startswith(script)), "OTHER"))
+    if not found:
+        return "none"
+    return found.pop().lower() if len(found) == 1 else "mixed"
+
+
+def name_length(text: str) -> str:
+    """The length band of a text: `"1-10"`, `"11-30"`, `"31-60"` or `"over 60"` characters."""
+    length, low = len(normalize(text)), 1
+    for limit in LENGTH_LIMITS:
+        if length <= limit:
+            return f"{low}-{limit}"
+        low = limit + 1
+    return f"over {LENGTH_LIMITS[-1]}"
+
+
+def group_metrics(
+    references: list[str], predictions: list[str], key: Callable[[int], str]
+) -> dict[str, dict[str, float]]:
+    """Error rates by group.
+
+    Args:
+        references: What the lines say.
+        predictions: What was read.
+        key: Index of a line -> name of its group.
+
+    Returns:
+        `TextMetrics` as dictionaries, the largest group first.
+    """
+    groups: dict[str, list[int]] = {}
+    for index in range(len(references)):
+        groups.setdefault(key(index), []).append(index)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return {
+        name: compute_metrics([references[i] for i in indices], [predictions[i] for i in indices]).to_dict()
+        for name, indices in ordered
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """CER of a second reader minus CER of a first one, on the same lines.
+
+    Attributes:
+        cer: The difference; negative when the second is better.
+        low: Lower end of its 95 % paired bootstrap interval.
+        high: Upper end.
+    """
+
+    cer: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval does not hold 0."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "is_clear": self.is_clear}
+
+
+def compare_readers(references: list[str], first: list[str], second: list[str], seed: int = 0) -> Difference:
+    """The difference of two readers' corpus CERs, with an interval that draws the same lines for both.
+
+    Args:
+        references: What the lines say.
+        first: What the first reader (the base model, say) read.
+        second: What the second one read.
+        seed: Seed of the bootstrap.
+
+    Source: paired bootstrap, Koehn, "Statistical significance tests for machine translation evaluation", 2004.
+    """
+    first_edits, lengths = count_edits(references, first)
+    second_edits, _ = count_edits(references, second)
+    gains = [after - before for before, after in zip(first_edits, second_edits, strict=True)]
+    rng, lines, drawn = random.Random(seed), range(len(gains)), []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        chosen = rng.choices(lines, k=len(gains))
+        drawn.append(sum(gains[i] for i in chosen) / max(sum(lengths[i] for i in chosen), 1))
+    drawn.sort()
+    low, high = drawn[round(0.025 * (BOOTSTRAP_SAMPLES - 1))], drawn[round(0.975 * (BOOTSTRAP_SAMPLES - 1))]
+    return Difference(sum(gains) / max(sum(lengths), 1), low, high)
+
+
+def count_confusions(references: list[str], predictions: list[str], limit: int = 20) -> list[tuple[str, str, int]]:
+    """The most frequent character errors as `(reference, read, count)`; an empty string is a missing character."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for reference, prediction in zip(references, predictions, strict=True):
+        reference, prediction = normalize(reference), normalize(prediction)
+        for edit in Levenshtein.editops(reference, prediction):
+            old = "" if edit.tag == "insert" else reference[edit.src_pos]
+            new = "" if edit.tag == "delete" else prediction[edit.dest_pos]
+            counts[old, new] += 1
+    return [(old, new, count) for (old, new), count in counts.most_common(limit)]
+
+
+def find_worst(references: list[str], predictions: list[str], limit: int = 20) -> list[int]:
+    """Indices of the lines with the highest CER, the worst first; lines without error are left out."""
+    edits, lengths = count_edits(references, predictions)
+    order = sorted(range(len(edits)), key=lambda i: (-edits[i] / max(lengths[i], 1), -edits[i], i))
+    return [index for index in order if edits[index]][:limit]
+
+
+def mark_differences(reference: str, prediction: str) -> list[tuple[str, str]]:
+    """A prediction in pieces `(kind, text)`, kind one of `equal`, `replace`, `insert`, `delete`; a deleted piece holds
+    the reference's characters.
+
+    Example:
+        >>> mark_differences("house", "hous3s")
+        [('equal', 'hous'), ('insert', '3'), ('replace', 's')]
+    """
+    reference, prediction = normalize(reference), normalize(prediction)
+    pieces = []
+    for code in Levenshtein.opcodes(reference, prediction):
+        if code.tag == "delete":
+            pieces.append((code.tag, reference[code.src_start : code.src_end]))
+        else:
+            pieces.append((code.tag, prediction[code.dest_start : code.dest_end]))
+    return pieces

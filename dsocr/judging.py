@@ -1,0 +1,117 @@
+"""Judging readers (base, adapter, a classical engine) on one dataset, resumably, with everything that explains the figure."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from dsocr.comparison import compare_readers, count_confusions, find_worst, group_metrics, name_length, name_script
+from dsocr.evaluation import read_lines
+from dsocr.image_files import open_image
+from dsocr.metrics import compute_metrics
+from dsocr.prediction_file import PredictionFile
+from dsocr.processor import OcrProcessor
+
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_NAME = "evaluation.json"
+
+
+def _note_resumed(file: PredictionFile, total: int) -> list[int]:
+    missing = file.missing(range(total))
+    if len(missing) < total:
+        logger.info("%s holds %d of %d lines already; going on", file.path, total - len(missing), total)
+    return missing
+
+
+def read_dataset(
+    model: PreTrainedModel, processor: OcrProcessor, dataset: Dataset, file: PredictionFile, **reading: Any
+) -> list[str]:
+    """Read what a prediction file does not hold yet, appending batch by batch; returns all predictions in order.
+
+    Args:
+        model: Native model or `PeftModel`.
+        processor: Its processor.
+        dataset: Columns `image` and `text`.
+        file: Where predictions are kept.
+        **reading: Further arguments of `read_lines`.
+    """
+    missing = _note_resumed(file, len(dataset))
+    images, texts = dataset["image"], dataset["text"]
+    for line in read_lines(model, processor, [images[index] for index in missing], **reading):
+        index = missing[line.index]
+        file.add(index, reference=texts[index], prediction=line.text, confidence=round(line.confidence, 4))
+    return [file.rows[index]["prediction"] for index in range(len(dataset))]
+
+
+def read_with_baseline(read: Callable[[Image.Image], str], dataset: Dataset, file: PredictionFile) -> list[str]:
+    """`read_dataset` with a classical engine, an image at a time."""
+    texts = dataset["text"]
+    for index in tqdm(_note_resumed(file, len(dataset)), desc=f"Reading with {file.path.stem}", unit="line"):
+        file.add(index, reference=texts[index], prediction=read(open_image(dataset["image"][index])))
+    return [file.rows[index]["prediction"] for index in range(len(dataset))]
+
+
+def judge(dataset: Dataset, readers: dict[str, list[str]]) -> dict[str, Any]:
+    """Everything about some readers' predictions.
+
+    Args:
+        dataset: Columns `text` and, if known, `page`.
+        readers: Predictions by reader, the one that others are compared with first.
+
+    Returns:
+        By reader: `metrics`, `by_script`, `by_length`, `by_page` (when pages are known), `confusions`, `worst`; and
+        `differences` of every further reader to the first one.
+    """
+    references = list(dataset["text"])
+    pages = list(dataset["page"]) if "page" in dataset.column_names else None
+    judged: dict[str, Any] = {"readers": {}, "differences": {}}
+    for name, predictions in readers.items():
+        entry = {
+            "metrics": compute_metrics(references, predictions).to_dict(),
+            "by_script": group_metrics(references, predictions, lambda i: name_script(references[i])),
+            "by_length": group_metrics(references, predictions, lambda i: name_length(references[i])),
+            "confusions": count_confusions(references, predictions),
+            "worst": [
+                {"index": i, "reference": references[i], "prediction": predictions[i]}
+                for i in find_worst(references, predictions)
+            ],
+        }
+        if pages is not None:
+            entry["by_page"] = group_metrics(references, predictions, lambda i: str(pages[i]))
+        judged["readers"][name] = entry
+    first, *others = readers
+    for name in others:
+        judged["differences"][name] = compare_readers(references, readers[first], readers[name]).to_dict()
+    return judged
+
+
+def log_judged(judged: dict[str, Any]) -> None:
+    """Log the table of readers, and the differences to the first one."""
+    logger.info(
+        "%-12s %6s  %7s  %-13s  %7s  %6s  %6s", "reader", "lines", "CER", "95 % interval", "WER", "exact", "loops"
+    )
+    for name, entry in judged["readers"].items():
+        m = entry["metrics"]
+        interval = f"{m['cer_low']:.3f}-{m['cer_high']:.3f}"
+        row = (name, m["n"], m["cer"], interval, m["wer"], m["exact"], m["looping"])
+        logger.info("%-12s %6d  %7.3f  %-13s  %7.3f  %6.3f  %6.3f", *row)
+    first = next(iter(judged["readers"]))
+    for name, difference in judged["differences"].items():
+        verdict = "clear" if difference["is_clear"] else "not clear on so few lines"
+        row = (name, first, difference["cer"], difference["low"], difference["high"], verdict)
+        logger.info("CER of %s minus %s: %+.3f (%+.3f to %+.3f), %s", *row)
+
+
+def write_judged(output_dir: str | Path, judged: dict[str, Any], **fields: Any) -> Path:
+    """Write `evaluation.json`; returns its path."""
+    path = Path(output_dir) / EVALUATION_NAME
+    path.write_text(json.dumps({**fields, **judged}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,134 @@
+"""Writing a model as a checkpoint in upstream's own layout, or in transformers' native one.
+
+Upstream's layout is what the released checkpoints have: its tensor names, one tensor per expert, its config.json. Two
+tensors of v1's CLIP are never used by the model and unknown to the native classes; they are carried over from the base.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from dsocr.models.config import model_version
+
+
+logger = logging.getLogger(__name__)
+
+LAYOUTS = ("upstream", "native")
+SHARD_SIZE = "4GB"
+_CLIP = "model.vision_model.embeddings"
+# Never copied: weights are written anew, and the run's own files belong to the run.
+_SKIPPED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".md", ".png", ".jpg", ".log")
+_SKIPPED_NAMES = ("config.json", "adapter_config.json", "dsocr_adapter.json", "processor_config.json")
+
+
+def _find_in_checkpoint(folder: Path, name: str) -> torch.Tensor | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():
+                return file.get_tensor(name)
+    return None
+
+
+def unused_tensors(model: PreTrainedModel, base: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of upstream's v1 that the native model drops, from the base checkpoint where it has them.
+
+    Args:
+        model: The native model.
+        base: Local folder of the base checkpoint.
+
+    Returns:
+        By upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids `[1, positions]`;
+        nothing for v2.
+    """
+    if model_version(model.config) == "v2":
+        return {}
+    clip = model.config.vision_config.encoder_config
+    positions = (clip.image_size // clip.patch_size) ** 2 + 1
+    absent = {
+        # No forward reads it: CLIP gets SAM's features instead of pixels.
+        f"{_CLIP}.patch_embedding.weight": torch.zeros(clip.hidden_size, 3, clip.patch_size, clip.patch_size),
+        f"{_CLIP}.position_ids": torch.arange(positions).expand(1, -1).clone(),
+    }
+    found = {}
+    for name, substitute in absent.items():
+        tensor = _find_in_checkpoint(Path(base), name)
+        if tensor is None:
+            logger.warning("%s is not in %s; the model never reads it, so zeros or a count are written", name, base)
+        found[name] = substitute if tensor is None else tensor
+    return found
+
+
+def upstream_state_dict(model: PreTrainedModel, base: str | Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All tensors of a model under upstream's names, one per expert.
+
+    Args:
+        model: The native model.
+        base: Local folder of the base checkpoint.
+        dtype: Type of the floating-point tensors.
+    """
+    tensors = revert_weight_conversion(model, dict(model.state_dict())) | unused_tensors(model, base)
+    return {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def copy_small_files(base: str | Path, folder: str | Path) -> list[str]:
+    """Copy tokenizer, generation config and the like from a base checkpoint; returns their names.
+
+    Code files (`*.py`) of upstream's repository come along unread: its config.json refers to them.
+    """
+    copied = []
+    for path in sorted(Path(base).iterdir()):
+        if path.is_file() and not path.name.endswith(_SKIPPED_SUFFIXES) and path.name not in _SKIPPED_NAMES:
+            shutil.copyfile(path, Path(folder) / path.name)
+            copied.append(path.name)
+    return copied
+
+
+def write_checkpoint(
+    model: PreTrainedModel, folder: str | Path, base: str | Path, *, layout: str, dtype: torch.dtype
+) -> Path:
+    """Write a full checkpoint, as safetensors shards of at most 4 GB.
+
+    Args:
+        model: The native model, not quantised.
+        folder: Where to; it is created.
+        base: Local folder of the base checkpoint; its config.json and small files are carried over.
+        layout: `"upstream"` (names, shapes and config keys of the released checkpoint) or `"native"`.
+        dtype: Type of the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for an unknown layout, or `"upstream"` for a base that is not in upstream's layout itself, since then
+            nobody has its config.json.
+    """
+    folder, base = Path(folder), Path(base)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}.")
+    raw = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if layout == "upstream" and raw.get("model_type") != "deepseek_vl_v2":
+        raise ValueError(
+            f"{base} is in the native layout (model_type {raw.get('model_type')!r}), so upstream's config.json is not "
+            "there to carry over. Give upstream's checkpoint as the base, or write --layout native."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = copy_small_files(base, folder)
+    if layout == "native":
+        model.to(dtype).save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    else:
+        tensors = upstream_state_dict(model, base, dtype)
+        save_torch_state_dict(tensors, folder, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
+        raw["torch_dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    logger.info("wrote %s in the %s layout, with %s", folder, layout, ", ".join(copied) or "no further files")
+    return folder

@@ -1,0 +1,69 @@
+"""`predictions.jsonl`: what was read, appended line by line, so that a second start goes on where the first one stopped."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class PredictionFileError(ValueError):
+    """The file belongs to another evaluation, or is damaged in the middle."""
+
+
+class PredictionFile:
+    """Predictions of one model on one dataset.
+
+    The first line holds the settings. A last line that was cut off (a crash, a full disk) is dropped and read again.
+
+    Args:
+        path: The file; it is created.
+        settings: What decides the predictions (model, adapter, prompt, dataset, ...).
+
+    Raises:
+        PredictionFileError: when the file was written with other settings.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]):
+        self.path = Path(path)
+        self.rows: dict[int, dict[str, Any]] = {}
+        # As JSON has it, so that tuples compare.
+        settings = json.loads(json.dumps(settings))
+        if self.path.is_file() and self.path.stat().st_size:
+            self._read(settings)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append({"settings": settings})
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.decode("utf-8").splitlines()
+        try:
+            entries = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise PredictionFileError(f"{self.path} is damaged ({error}); delete it to start again.") from error
+        found = entries[0].get("settings") if entries else None
+        if found != settings:
+            changed = sorted(key for key in settings if (found or {}).get(key) != settings[key])
+            raise PredictionFileError(
+                f"{self.path} was written with other settings ({', '.join(changed) or 'unknown'} differ); give another "
+                "--output_dir, or delete the file."
+            )
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        self.rows = {entry["index"]: entry for entry in entries[1:]}
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def add(self, index: int, **fields: Any) -> None:
+        """Append one prediction."""
+        entry = {"index": index, **fields}
+        self._append(entry)
+        self.rows[index] = entry
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """The indices that have no prediction yet, in order."""
+        return [index for index in indices if index not in self.rows]

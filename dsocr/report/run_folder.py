@@ -1,0 +1,92 @@
+"""What a run left in its folder, read back for its report."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsocr.report.gallery_files import GALLERY_FOLDER, GALLERY_INDEX
+from dsocr.results import RESULTS_NAME
+from dsocr.run_log import LOG_NAME
+
+
+DATA_SUMMARY_NAME = "data_summary.json"
+CURVES = {
+    "loss": "loss",
+    "eval_cer": "CER",
+    "learning_rate": "learning rate",
+    "samples_per_second": "samples/s",
+    "peak_memory_gib": "peak memory, GiB",
+}
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+@dataclass
+class RunFolder:
+    """A run's files.
+
+    Attributes:
+        path: The folder.
+        results: `ocr_results.json`, empty for a run that did not end.
+        history: Trainer's log history.
+        log: Lines of `run.log`.
+        gallery: Entries of `gallery/gallery.json`.
+        data: `data_summary.json`.
+    """
+
+    path: Path
+    results: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    gallery: list[dict[str, str]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """`finished`, or how far it came."""
+        if self.results:
+            return "finished"
+        steps = [entry["step"] for entry in self.history if "step" in entry]
+        return f"not finished (step {max(steps)})" if steps else "not finished"
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """Points `(step, value)` of one logged figure."""
+        return [(entry["step"], entry[key]) for entry in self.history if key in entry and "step" in entry]
+
+    @property
+    def first_steps(self) -> list[dict[str, float]]:
+        """The first three training steps as they were logged."""
+        return [entry for entry in self.history if "loss" in entry and entry.get("step", 9) <= 3][:3]
+
+
+def read_run_folder(path: str | Path) -> RunFolder:
+    """Read a run's files; those that are not there stay empty.
+
+    Raises:
+        FileNotFoundError: when the folder is no run's.
+        ValueError: when a file is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir() or not any((path / name).is_file() for name in (RESULTS_NAME, LOG_NAME, "trainer_state.json")):
+        raise FileNotFoundError(f"{path} is no run folder: it has no {RESULTS_NAME}, trainer_state.json or {LOG_NAME}.")
+    state = _read_json(path / "trainer_state.json", None)
+    if state is None:
+        checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+        state = _read_json(checkpoints[-1], {}) if checkpoints else {}
+    log = path / LOG_NAME
+    return RunFolder(
+        path=path,
+        results=_read_json(path / RESULTS_NAME, {}),
+        history=state.get("log_history", []),
+        log=log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else [],
+        gallery=_read_json(path / GALLERY_FOLDER / GALLERY_INDEX, []),
+        data=_read_json(path / DATA_SUMMARY_NAME, {}),
+    )
