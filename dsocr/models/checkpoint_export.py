@@ -74,10 +74,13 @@ def upstream_state_dict(model: PreTrainedModel, base: str | Path, dtype: torch.d
         dtype: Type of the floating-point tensors.
     """
     tensors = revert_weight_conversion(model, dict(model.state_dict())) | unused_tensors(model, base)
-    return {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in tensors.items()
-    }
+    return {name: _own_copy(tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _own_copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+    # An expert is a slice of a stack, which safetensors refuses to save.
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def copy_small_files(base: str | Path, folder: str | Path) -> list[str]:
