@@ -14,6 +14,7 @@ from dsocr.preflight import PreflightError
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 class TrainingDivergedError(RuntimeError):
@@ -24,7 +25,7 @@ def _is_full_or_closed(error: BaseException) -> bool:
     # safetensors reports a full disk as an error of its own, with the system's message in it.
     if isinstance(error, SafetensorError):
         return "No space left" in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in _NOT_WRITABLE
 
 
 def _raised_in_dsocr(error: BaseException) -> bool:
@@ -45,7 +46,7 @@ def explain(error: BaseException, memory_advice: Callable[[], str] | None = None
         return f"out of memory. {memory_advice() if memory_advice else 'Try a smaller --image_mode.'}"
     if _is_full_or_closed(error):
         return f"cannot write: {error}. Free some space, or give another --output_dir."
-    if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError):
+    if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError | ModuleNotFoundError):
         return str(error)
     # This project's own checks raise ValueError with a message for people; in a worker process only its type is left.
     if isinstance(error, ValueError) and (_raised_in_dsocr(error) or type(error).__module__.startswith("dsocr.")):

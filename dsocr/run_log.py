@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import datasets
 import transformers
@@ -19,16 +20,21 @@ _LIBRARIES = ("dsocr", "recipes", "transformers", "trl", "peft", "accelerate", "
 class _BarSafeHandler(logging.Handler):
     """Writes above a running progress bar instead of through it."""
 
+    def __init__(self, level: int, stream: TextIO | None):
+        super().__init__(level)
+        self._stream = stream
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        tqdm.write(self.format(record), file=self._stream)
 
 
-def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Logger:
+def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextIO | None = None) -> logging.Logger:
     """Log the project at INFO (the file at DEBUG, with the trace of a failure), the libraries at WARNING; rank 0 alone.
 
     Args:
         output_dir: Run folder, where `run.log` is appended to; `None` logs to the console alone.
         is_main: Whether this process is rank 0. The others log errors only.
+        stream: The console; standard output when absent. A recipe whose output is its result logs to standard error.
 
     Returns:
         The recipes' logger.
@@ -37,7 +43,7 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool) -> logging.Lo
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    console = _BarSafeHandler(logging.INFO)
+    console = _BarSafeHandler(logging.INFO, stream)
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root.addHandler(console)
     if is_main and output_dir is not None:

@@ -152,7 +152,9 @@ def test_an_exported_adapter_on_upstreams_weights_is_the_merged_checkpoint(tmp_p
 def test_what_upstream_has_fused_is_refused_and_not_written_wrongly(tmp_path):
     clip = r".*vision_encoder\.encoder\.layers\.\d+\.self_attn\.q_proj"
     save_adapter(tmp_path / "adapter", load_golden_model("v1"), target_modules=clip)
-    with pytest.raises(ValueError, match="self_attn.q_proj: upstream's checkpoint has this layer fused.*Merge the adapter"):
+    with pytest.raises(
+        ValueError, match="self_attn.q_proj: upstream's checkpoint has this layer fused.*Merge the adapter"
+    ):
         export_adapter(load_golden_model("v1"), tmp_path / "adapter", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 

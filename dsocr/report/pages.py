@@ -42,7 +42,8 @@ def _environment():
     return environment
 
 
-def _render(template: str, path: Path, **fields: Any) -> Path:
+def render_page(template: str, path: Path, **fields: Any) -> Path:
+    """Fill one of the templates beside this file; returns the path that was written."""
     path.write_text(_environment().get_template(template).render(**fields).rstrip() + "\n", encoding="utf-8")
     return path
 
@@ -101,9 +102,9 @@ def write_run_report(folder: str | Path) -> Path:
     ]
     fields = {"run": run, "results": run.results, "data": run.data, "hints": _hints(run), "gallery": gallery}
     console = draw_console(run.log[:CONSOLE_LINES], str(run.path.name)) if run.log else ""
-    _render("run.md.j2", run.path / MARKDOWN_NAME, **fields)
+    render_page("run.md.j2", run.path / MARKDOWN_NAME, **fields)
     html = run.path / HTML_NAME
-    return _render("run.html.j2", html, **fields, curves=_curves({run.path.name: run}), console=console)
+    return render_page("run.html.j2", html, **fields, curves=_curves({run.path.name: run}), console=console)
 
 
 def write_evaluation_report(folder: str | Path, images: list | None = None) -> Path:
@@ -119,8 +120,8 @@ def write_evaluation_report(folder: str | Path, images: list | None = None) -> P
     worst = judged["readers"][last]["worst"][:WORST_SHOWN]
     pictures = {entry["index"]: embed_image(images[entry["index"]]) for entry in worst} if images is not None else {}
     fields = {"judged": judged, "reader": last, "worst": worst}
-    _render("evaluation.md.j2", folder / MARKDOWN_NAME, **fields)
-    return _render("evaluation.html.j2", folder / HTML_NAME, **fields, pictures=pictures)
+    render_page("evaluation.md.j2", folder / MARKDOWN_NAME, **fields)
+    return render_page("evaluation.html.j2", folder / HTML_NAME, **fields, pictures=pictures)
 
 
 def write_comparison(folders: list[str | Path], output_dir: str | Path) -> Path:
@@ -135,9 +136,9 @@ def write_comparison(folders: list[str | Path], output_dir: str | Path) -> Path:
     named = dict(zip(names, runs, strict=True))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _render("comparison.md.j2", output_dir / f"{COMPARISON_NAME}.md", runs=named)
+    render_page("comparison.md.j2", output_dir / f"{COMPARISON_NAME}.md", runs=named)
     path = output_dir / f"{COMPARISON_NAME}.html"
-    return _render("comparison.html.j2", path, runs=named, curves=_curves(named))
+    return render_page("comparison.html.j2", path, runs=named, curves=_curves(named))
 
 
 def _unique_names(runs: list[RunFolder], key: Callable[[RunFolder], Path]) -> list[str]:

@@ -1,0 +1,132 @@
+"""Writing transcriptions: plain text, JSON lines, ALTO; each page as soon as it is read."""
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from dsocr.transcription import TranscribedPage
+
+
+ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
+
+
+class TranscriptWriter(Protocol):
+    """Takes pages one by one."""
+
+    def write(self, page: TranscribedPage) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _StreamWriter:
+    def __init__(self, output: str | None):
+        self._path = output
+        if output:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        self._stream: TextIO = open(output, "w", encoding="utf-8") if output else sys.stdout
+
+    def _put(self, text: str) -> None:
+        self._stream.write(text)
+        # What was read stays read when the run is stopped.
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._path:
+            self._stream.close()
+
+
+class TextWriter(_StreamWriter):
+    """Texts, with the names of the inputs above them when there are several."""
+
+    def __init__(self, output: str | None, *, with_names: bool):
+        super().__init__(output)
+        self._with_names = with_names
+
+    def write(self, page: TranscribedPage) -> None:
+        if page.lines:
+            self._put(f"{f'# {page.name}' + chr(10) if self._with_names else ''}{page.text}\n")
+
+
+class JsonLinesWriter(_StreamWriter):
+    """A JSON object a line of text: `image`, `line`, `box`, `text`, `confidence`."""
+
+    def write(self, page: TranscribedPage) -> None:
+        for number, line in enumerate(page.lines):
+            entry = {"image": page.name, "line": number, "box": line.box, "text": line.text}
+            self._put(json.dumps({**entry, "confidence": round(line.confidence, 4)}, ensure_ascii=False) + "\n")
+
+
+def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
+    """An ALTO 4 document of a page: boxes in pixels, a string a word, the line's confidence as `WC` of each."""
+    root = ElementTree.Element("alto", {"xmlns": ALTO_NAMESPACE})
+    description = ElementTree.SubElement(root, "Description")
+    ElementTree.SubElement(description, "MeasurementUnit").text = "pixel"
+    source = ElementTree.SubElement(description, "sourceImageInformation")
+    ElementTree.SubElement(source, "fileName").text = page.name
+    width, height = page.size
+    size = {"WIDTH": str(width), "HEIGHT": str(height)}
+    layout = ElementTree.SubElement(root, "Layout")
+    element = ElementTree.SubElement(layout, "Page", {"ID": "page", "PHYSICAL_IMG_NR": "1", **size})
+    space = ElementTree.SubElement(element, "PrintSpace", {"HPOS": "0", "VPOS": "0", **size})
+    block = ElementTree.SubElement(space, "TextBlock", {"ID": "block", "HPOS": "0", "VPOS": "0", **size})
+    for number, line in enumerate(page.lines):
+        left, top, right, bottom = line.box
+        place = {"HPOS": str(left), "VPOS": str(top), "WIDTH": str(right - left), "HEIGHT": str(bottom - top)}
+        parent = ElementTree.SubElement(block, "TextLine", {"ID": f"line_{number}", **place})
+        # XML has no place for control characters.
+        text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", line.text)
+        for word_number, word in enumerate(text.split()):
+            if word_number:
+                ElementTree.SubElement(parent, "SP")
+            content = {"ID": f"word_{number}_{word_number}", "CONTENT": word, "WC": f"{line.confidence:.3f}"}
+            ElementTree.SubElement(parent, "String", {**content, **place})
+    ElementTree.indent(root)
+    return ElementTree.ElementTree(root)
+
+
+class AltoWriter:
+    """An ALTO file a page, in one folder, named after the input."""
+
+    def __init__(self, output: str):
+        self._folder = Path(output)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._taken: set[str] = set()
+
+    def write(self, page: TranscribedPage) -> None:
+        if not page.lines:
+            return
+        stem = re.sub(r"[^\w.-]+", "_", Path(page.name).name).strip("_") or "page"
+        name, number = stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self._taken.add(name)
+        build_alto(page).write(self._folder / f"{name}.xml", encoding="utf-8", xml_declaration=True)
+
+    def close(self) -> None:
+        pass
+
+
+def open_writer(kind: str, output: str | None, *, with_names: bool) -> TranscriptWriter:
+    """The writer of a format.
+
+    Args:
+        kind: `"text"`, `"jsonl"` or `"alto"`.
+        output: File (alto: folder); `None` is the console.
+        with_names: Text only: put the names of the inputs above their texts.
+
+    Raises:
+        ValueError: for ALTO without a folder, or an unknown format.
+    """
+    if kind == "text":
+        return TextWriter(output, with_names=with_names)
+    if kind == "jsonl":
+        return JsonLinesWriter(output)
+    if kind == "alto":
+        if output is None:
+            raise ValueError("--format alto writes one file a page: name a folder with --output.")
+        return AltoWriter(output)
+    raise ValueError(f"--format {kind}: not one of text, jsonl, alto.")

@@ -1,0 +1,108 @@
+"""Transcribing pages as they come: read in batches over page borders, yielded page by page."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel
+
+from dsocr.evaluation import read_lines
+from dsocr.image_files import UnreadableImageError
+from dsocr.metrics import normalize
+from dsocr.page_inputs import PageInput
+from dsocr.page_lines import Box, Detector, cut_lines
+from dsocr.processor import OcrProcessor
+
+
+@dataclass
+class TranscribedLine:
+    """One line.
+
+    Attributes:
+        box: `(left, top, right, bottom)` in pixels of the page.
+        image: The line.
+        text: What was read.
+        confidence: Mean probability of its tokens, 0..1.
+    """
+
+    box: Box
+    image: Image.Image
+    text: str = ""
+    confidence: float = 0.0
+
+
+@dataclass
+class TranscribedPage:
+    """One input.
+
+    Attributes:
+        name: Its name, see `PageInput`.
+        size: `(width, height)` in pixels, `(0, 0)` when it could not be read.
+        lines: Its lines; a single one, the whole image, without segmentation.
+        problem: Why it has none; empty when nothing is wrong.
+    """
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    lines: list[TranscribedLine] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """The lines' texts, a line each."""
+        return "\n".join(line.text for line in self.lines)
+
+
+def _prepare(page: PageInput, processor: OcrProcessor, detect: Detector | None) -> TranscribedPage:
+    if page.image is None:
+        return TranscribedPage(page.name, problem=page.problem)
+    prepared = TranscribedPage(page.name, page.image.size)
+    cut = [((0, 0, *page.image.size), page.image)] if detect is None else cut_lines(page.image, detect)
+    for box, image in cut:
+        try:
+            processor.prepare(image)
+        except (UnreadableImageError, ValueError) as error:
+            prepared.problem = f"{page.name}: {error}"
+            continue
+        prepared.lines.append(TranscribedLine(box, image))
+    if not prepared.lines and not prepared.problem:
+        prepared.problem = f"{page.name}: no line of text was found on this page."
+    return prepared
+
+
+def transcribe_pages(
+    model: PreTrainedModel,
+    processor: OcrProcessor,
+    pages: Iterable[PageInput],
+    *,
+    detect: Detector | None = None,
+    batch_size: int = 8,
+    **reading: Any,
+) -> Iterator[TranscribedPage]:
+    """Read pages in order; never more than a few batches of images stand in memory.
+
+    Args:
+        model: Native model or `PeftModel`.
+        processor: Its processor.
+        pages: Inputs, lazily.
+        detect: Finds the lines of a page; `None` takes each image as it is.
+        batch_size: Images per batch.
+        **reading: Further arguments of `read_lines`.
+    """
+    waiting: list[TranscribedPage] = []
+
+    def read() -> Iterator[TranscribedPage]:
+        lines = [line for page in waiting for line in page.lines]
+        for found in read_lines(model, processor, [line.image for line in lines], batch_size=batch_size, **reading):
+            lines[found.index].text = found.text if detect is None else normalize(found.text)
+            lines[found.index].confidence = found.confidence
+        yield from waiting
+        waiting.clear()
+
+    for page in pages:
+        waiting.append(_prepare(page, processor, detect))
+        # A few batches at once, so that images of one size meet.
+        if sum(len(page.lines) for page in waiting) >= 4 * batch_size:
+            yield from read()
+    yield from read()

@@ -1,0 +1,65 @@
+"""Read images, folders and PDF files.
+
+    python recipes/transcribe.py --adapter outputs/my_adapter --inputs scans/ --format jsonl --output scans.jsonl
+    python recipes/transcribe.py --adapter outputs/my_adapter --inputs 'pages/*.jpg' --segment --review review.html
+
+Without --segment each image is read as it is (a line, or a page with a model that was trained on pages). --segment finds
+the lines of a page first. --review writes what was read side by side with its image, least confident first, to be corrected
+and trained on. A file that cannot be read is named, the rest goes on, and the exit code is 1.
+"""
+
+import sys
+
+from dsocr.environment import prepare_process, warn_about_unused_gpu
+from dsocr.failures import explained
+from dsocr.page_inputs import list_files, open_pages
+from dsocr.page_lines import load_detector
+from dsocr.readers import load_reader
+from dsocr.reading_arguments import TranscribeArguments, generation_options, parse_reading_arguments
+from dsocr.review import ReviewWriter
+from dsocr.run_log import setup_logging
+from dsocr.transcript_files import open_writer
+from dsocr.transcription import transcribe_pages
+
+
+def main(arguments: TranscribeArguments) -> int:
+    logger = setup_logging(None, is_main=True, stream=sys.stderr)
+    warn_about_unused_gpu()
+    files = list_files(arguments.inputs)
+    detect = load_detector() if arguments.segment else None
+    review = ReviewWriter(arguments.review) if arguments.review else None
+    model, processor, _ = load_reader(
+        arguments.model_name_or_path,
+        arguments.adapter,
+        revision=arguments.model_revision,
+        dtype=arguments.dtype,
+        load_in_4bit=arguments.load_in_4bit,
+        image_mode=arguments.image_mode,
+        prompt=arguments.prompt,
+    )
+    writer = open_writer(arguments.format, arguments.output, with_names=len(files) > 1)
+    pages, lines, problems = 0, 0, 0
+    try:
+        inputs = open_pages(files, dpi=arguments.dpi)
+        for page in transcribe_pages(model, processor, inputs, detect=detect, **generation_options(arguments)):
+            pages, lines = pages + 1, lines + len(page.lines)
+            if page.problem:
+                problems += 1
+                logger.error("%s", page.problem)
+            writer.write(page)
+            if review:
+                review.add(page)
+    finally:
+        # Also after Ctrl-C: what was read is kept.
+        writer.close()
+        if review:
+            logger.info("to be corrected: %s", ", ".join(map(str, review.close())))
+    logger.info("%d lines of %d images read, %d images with problems", lines, pages, problems)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    prepare_process()
+    arguments = parse_reading_arguments(sys.argv[1:], TranscribeArguments)
+    with explained():
+        sys.exit(main(arguments))
