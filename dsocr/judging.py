@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dsocr.comparison import compare_readers, count_confusions, find_worst, group_metrics, name_length, name_script
+from dsocr.data import has_test_split, load_ocr_dataset
 from dsocr.evaluation import read_lines
 from dsocr.image_files import open_image
 from dsocr.metrics import compute_metrics
@@ -22,6 +23,31 @@ from dsocr.processor import OcrProcessor
 logger = logging.getLogger(__name__)
 
 EVALUATION_NAME = "evaluation.json"
+_WITHOUT_TEXTS = "(Images without texts are read by recipes/transcribe.py.)"
+
+
+def load_transcribed(source: str | None, split: str | None = None, **options: Any) -> tuple[Dataset, str | None]:
+    """`load_ocr_dataset`, whose errors also say where to go with images that have no texts.
+
+    Args:
+        source: `--dataset_name`.
+        split: Split to read; `None` takes the test split if the source has one, else every line.
+        **options: Further arguments of `load_ocr_dataset`.
+
+    Returns:
+        The dataset, and the split that was taken.
+
+    Raises:
+        ValueError: as `load_ocr_dataset`, and when no source is named.
+    """
+    if source is None:
+        raise ValueError(f"--dataset_name: name transcribed images. {_WITHOUT_TEXTS}")
+    try:
+        if split is None and (not Path(source).exists() or has_test_split(source)):
+            split = "test"
+        return load_ocr_dataset(source, split=split, **options), split
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{error} {_WITHOUT_TEXTS}") from error
 
 
 def _note_resumed(file: PredictionFile, total: int) -> list[int]:

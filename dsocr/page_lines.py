@@ -45,11 +45,14 @@ def load_detector() -> Detector:
     return detect
 
 
+def _middle(box: Box) -> float:
+    return (box[1] + box[3]) / 2
+
+
 def _joins(line: Box, box: Box) -> bool:
     height = min(line[3] - line[1], box[3] - box[1])
-    middle = (box[1] + box[3]) / 2
     gap = max(box[0] - line[2], line[0] - box[2])
-    return line[1] <= middle <= line[3] and gap <= _MAX_GAP * height
+    return line[1] <= _middle(box) <= line[3] and gap <= _MAX_GAP * height
 
 
 def join_boxes(boxes: list[Box]) -> list[Box]:
@@ -72,7 +75,13 @@ def join_boxes(boxes: list[Box]) -> list[Box]:
                 break
         else:
             lines.append(box)
-    return sorted(lines, key=lambda line: ((line[1] + line[3]) / 2, line[0]))
+    rows: list[list[Box]] = []
+    for line in sorted(lines, key=_middle):
+        if rows and _middle(line) <= rows[-1][0][3] - (rows[-1][0][3] - rows[-1][0][1]) / 4:
+            rows[-1].append(line)
+        else:
+            rows.append([line])
+    return [line for row in rows for line in sorted(row)]
 
 
 def cut_lines(page: Image.Image, detect: Detector) -> list[tuple[Box, Image.Image]]:

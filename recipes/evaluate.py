@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from dsocr.baselines import load_baseline
-from dsocr.data import BadSamples, has_test_split, load_ocr_dataset
+from dsocr.data import BadSamples
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
-from dsocr.judging import judge, log_judged, read_dataset, read_with_baseline, write_judged
+from dsocr.judging import judge, load_transcribed, log_judged, read_dataset, read_with_baseline, write_judged
 from dsocr.prediction_file import PredictionFile
 from dsocr.readers import load_reader
 from dsocr.reading_arguments import EvaluateArguments, generation_options, parse_reading_arguments
@@ -29,10 +29,6 @@ def main(arguments: EvaluateArguments) -> None:
     logger = setup_logging(output_dir, is_main=True)
     warn_about_unused_gpu()
     source = arguments.dataset_name
-    if source is None:
-        raise ValueError(
-            "--dataset_name: name transcribed images; to read images without texts: recipes/transcribe.py."
-        )
     read_baseline = load_baseline(arguments.baseline, arguments.baseline_language) if arguments.baseline else None
     stage = Stages(logger, 3 + bool(arguments.adapter) + bool(arguments.baseline))
 
@@ -41,11 +37,9 @@ def main(arguments: EvaluateArguments) -> None:
     ################
     with stage(f"data {source}"):
         bad_samples = BadSamples(arguments.on_bad_sample)
-        split = arguments.dataset_test_split or ("test" if has_test_split(source) else None)
         columns = {"image_column": arguments.image_column, "text_column": arguments.text_column}
-        dataset = load_ocr_dataset(
-            source, split=split, bad_samples=bad_samples, max_samples=arguments.max_eval_samples, **columns
-        )
+        options = {"bad_samples": bad_samples, "max_samples": arguments.max_eval_samples, **columns}
+        dataset, split = load_transcribed(source, arguments.dataset_test_split, **options)
         logger.info("%d lines; %s", len(dataset), bad_samples.summary())
     with stage(f"model {arguments.model_name_or_path or ''} {arguments.adapter or ''}"):
         model, processor, name = load_reader(

@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> None:
         write_model_card(output_dir, results, merged=True)
     with stage("loading it back"):
         difference = verify_written(output_dir, merged, probe, dtype)
-        logger.info("every weight came back; logits within %.1e of the merged model (%s)", difference, arguments.dtype)
+        logger.info("every weight came back; rounding to %s moves logits by at most %.1e", arguments.dtype, difference)
     if arguments.push_to_hub:
         with stage(f"uploading to {arguments.hub_model_id}"):
             from huggingface_hub import HfApi

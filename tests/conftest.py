@@ -1,6 +1,8 @@
 """Fixtures. Everything is offline and deterministic; what needs `../shared` skips with the reason."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -85,3 +87,24 @@ def scratch_image():
         return image
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory):
+    """The demonstration through accelerate launch, on fewer lines than .ci/run trains it on: folder and console."""
+    folder = tmp_path_factory.mktemp("demo")
+    config = REPOSITORY / "accelerate_configs" / "single_gpu.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        REPOSITORY / "recipes/sft_lora.py",
+    ]
+    command += ["--max_train_samples", "240", "--max_eval_samples", "24", "--num_train_epochs", "2"]
+    ended = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder / "outputs" / "demo", ended.stdout

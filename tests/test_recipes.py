@@ -1,6 +1,5 @@
 """The recipes as a person runs them."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY
+from recipe_helpers import FEW_STEPS, load_recipe
 from safetensors.torch import load_file
 
 from dsocr.models import load_adapter, load_model
@@ -17,62 +17,12 @@ from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
 
 
-FEW_STEPS = [
-    "--max_steps",
-    "4",
-    "--eval_strategy",
-    "steps",
-    "--eval_steps",
-    "2",
-    "--save_strategy",
-    "steps",
-    "--save_steps",
-    "2",
-    "--max_new_tokens",
-    "8",
-    "--disable_tqdm",
-    "true",
-    "--use_cpu",
-    "true",
-    "--bf16",
-    "false",
-]
-
-
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(monkeypatch, *argv, name="sft_lora"):
     # As Python does for a script.
     monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
     recipe = load_recipe(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
     recipe.run(list(map(str, argv)))
-
-
-@pytest.fixture(scope="module")
-def demonstration(tmp_path_factory):
-    """The demonstration through accelerate launch, on fewer lines than .ci/run trains it on: folder and console."""
-    folder = tmp_path_factory.mktemp("demo")
-    config = REPOSITORY / "accelerate_configs" / "single_gpu.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        REPOSITORY / "recipes/sft_lora.py",
-    ]
-    command += ["--max_train_samples", "240", "--max_eval_samples", "24", "--num_train_epochs", "2"]
-    ended = subprocess.run(
-        list(map(str, command)), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return folder / "outputs" / "demo", ended.stdout
 
 
 def test_the_demonstration_says_what_it_is_and_how_to_do_the_real_thing(demonstration):
