@@ -1,5 +1,6 @@
 """Judging readers (base, adapter, a classical engine) on one dataset, resumably, with everything that explains the figure."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from dsocr.comparison import compare_readers, count_confusions, find_worst, group_metrics, name_length, name_script
 from dsocr.data import has_test_split, load_ocr_dataset
 from dsocr.evaluation import read_lines
-from dsocr.image_files import open_image
+from dsocr.image_files import image_name, open_image
 from dsocr.metrics import compute_metrics
 from dsocr.prediction_file import PredictionFile
 from dsocr.processor import OcrProcessor
@@ -48,6 +49,14 @@ def load_transcribed(source: str | None, split: str | None = None, **options: An
         return load_ocr_dataset(source, split=split, **options), split
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{error} {_WITHOUT_TEXTS}") from error
+
+
+def fingerprint_dataset(dataset: Dataset) -> str:
+    """SHA-256 over the texts and the names of the images, so that predictions are not taken for another dataset's."""
+    digest = hashlib.sha256()
+    for image, text in zip(dataset["image"], dataset["text"], strict=True):
+        digest.update(f"{image_name(image)}\0{text}\0".encode())
+    return digest.hexdigest()
 
 
 def _note_resumed(file: PredictionFile, total: int) -> list[int]:

@@ -16,7 +16,16 @@ from dsocr.baselines import load_baseline
 from dsocr.data import BadSamples
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
-from dsocr.judging import judge, load_transcribed, log_judged, read_dataset, read_with_baseline, write_judged
+from dsocr.judging import (
+    fingerprint_dataset,
+    judge,
+    load_transcribed,
+    log_judged,
+    read_dataset,
+    read_with_baseline,
+    write_judged,
+)
+from dsocr.models.adapters import adapter_fingerprint, base_fingerprint
 from dsocr.prediction_file import PredictionFile
 from dsocr.readers import load_reader
 from dsocr.reading_arguments import EvaluateArguments, generation_options, parse_reading_arguments
@@ -56,8 +65,9 @@ def main(arguments: EvaluateArguments) -> None:
     # Reading
     ################
     reading = generation_options(arguments)
-    identity = {"model": name, "dataset": str(source), "split": split, "lines": len(dataset), "dtype": arguments.dtype}
-    settings = identity | processor.to_dict() | {"load_in_4bit": arguments.load_in_4bit}
+    identity = {"dataset": str(source), "split": split, "dataset_fingerprint": fingerprint_dataset(dataset)}
+    settings = identity | {"model": name, "base_fingerprint": base_fingerprint(model), "dtype": arguments.dtype}
+    settings |= processor.to_dict() | {"load_in_4bit": arguments.load_in_4bit}
     settings |= {key: reading[key] for key in ("max_new_tokens", "loop_guard")}
     readers = {}
     with stage("reading with the base model"):
@@ -66,7 +76,10 @@ def main(arguments: EvaluateArguments) -> None:
             readers["base"] = read_dataset(model, processor, dataset, file, **reading)
     if arguments.adapter:
         with stage("reading with the adapter"):
-            file = PredictionFile(output_dir / "predictions.jsonl", settings | {"adapter": arguments.adapter})
+            file = PredictionFile(
+                output_dir / "predictions.jsonl",
+                settings | {"adapter_fingerprint": adapter_fingerprint(arguments.adapter)},
+            )
             readers["adapter"] = read_dataset(model, processor, dataset, file, **reading)
     if read_baseline:
         with stage(f"reading with {arguments.baseline}"):

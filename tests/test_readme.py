@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from dsocr.arguments import parse_arguments
+from dsocr.reading_arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
 
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,9 @@ def commands() -> list[str]:
 def test_every_command_names_files_and_flags_that_exist(command):
     for part in command.split("&&"):
         words = shlex.split(part)
+        for kind, recipe in ((EvaluateArguments, "evaluate"), (TranscribeArguments, "transcribe")):
+            if f"recipes/{recipe}.py" in words:
+                parse_reading_arguments(words[words.index(f"recipes/{recipe}.py") + 1 :], kind)
         for word in words:
             if word.endswith((".py", ".yaml", ".txt")):
                 assert (REPOSITORY / word).is_file(), word
@@ -89,3 +93,71 @@ def test_nothing_of_this_machine_is_named():
         assert not re.search(r"--(extra-)?index-url|/work/|/root/", text) or name == "tests/test_readme.py", name
         if name.startswith(("dsocr/", "recipes/")):
             assert "import torchvision" not in text and "trust_remote_code=True" not in text, name
+
+
+def notebook_commands() -> list[list[str]]:
+    text = (REPOSITORY / "docs" / "notebook.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_notebook_page_works_from_photographs_to_a_merged_model(tmp_path, monkeypatch, lines):
+    """Every command of docs/notebook.md, in its order, with the tiny model and made-up pages."""
+    from PIL import Image
+    from recipe_helpers import load_recipe
+
+    from dsocr.demo import TINY_BASE
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+    corners = [(10, 10 + 60 * row) for row in range(4)]
+    for folder, first in (("photos", 0), ("test_photos", 12)):
+        (tmp_path / folder).mkdir()
+        for number in range(3 if folder == "photos" else 1):
+            page = Image.new("RGB", (400, 260), "white")
+            for line, corner in zip(lines[first + 4 * number :], corners, strict=False):
+                page.paste(line.image, corner)
+            page.save(tmp_path / folder / f"{number}.jpg")
+    # rapidocr, which finds the lines, is an optional extra.
+    boxes = [(left, top, left + 200, top + 40) for left, top in corners]
+    quick = ["--max_steps", "1", "--max_new_tokens", "8", "--disable_tqdm", "true", "--validation_fraction", "0.3"]
+    quick += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    done = []
+    for command in notebook_commands():
+        script = next(word for word in command if word.startswith("recipes/") and word.endswith(".py"))
+        name = script.removeprefix("recipes/").removesuffix(".py")
+        words = [
+            word.replace("deepseek-ai/DeepSeek-OCR", str(TINY_BASE)) for word in command[command.index(script) + 1 :]
+        ]
+        recipe = load_recipe(name)
+        if name == "transcribe":
+            monkeypatch.setattr(recipe, "load_detector", lambda: lambda image: boxes)
+            assert recipe.main(parse_reading_arguments([*words, "--max_new_tokens", "8"], TranscribeArguments)) == 0
+            for table in tmp_path.glob("*/review.csv"):
+                # A person corrects it.
+                rows = table.read_text(encoding="utf-8").splitlines()
+                table.write_text(
+                    "\n".join([rows[0], *(re.sub(r"png,[^,]*,", "png,word,", r) for r in rows[1:])]) + "\n"
+                )
+        elif name == "evaluate":
+            recipe.main(parse_reading_arguments([*words, "--max_new_tokens", "8"], EvaluateArguments))
+        elif name == "sft_lora":
+            monkeypatch.setattr("sys.argv", ["sft_lora.py"])
+            if "--plan" not in words:
+                # Named, a model must know print and handwriting alike; the built-in one may not know this hand.
+                position = words.index("--model_name_or_path")
+                del words[position : position + 2]
+            recipe.run([*words, *([] if "--plan" in words else quick)])
+        else:
+            recipe.main(recipe.build_parser().parse_args(words))
+        done.append(name)
+    assert done == ["transcribe"] * 2 + ["sft_lora"] * 2 + ["evaluate", "transcribe", "report", "merge"]
+    for path in (
+        "outputs/notebook/report.html",
+        "outputs/notebook_test/report.html",
+        "transcribed/0.jpg.xml",
+        "again/review.csv",
+        "outputs/comparison/comparison.html",
+        "outputs/notebook_merged/model.safetensors",
+    ):
+        assert (tmp_path / path).is_file(), path

@@ -36,6 +36,12 @@ def base_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def adapter_fingerprint(folder: str | Path) -> str:
+    """SHA-256 of a saved adapter's weights; another training run in the same folder has another one."""
+    with (Path(folder) / WEIGHTS_NAME).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_adapter_card(folder: str | Path, model: nn.Module, **fields) -> Path:
     """Write `dsocr_adapter.json` beside an adapter: its base's fingerprint and whatever else `fields` holds
     (model name, revision, image mode, prompt), so that loading it needs no second guess."""
