@@ -284,3 +284,25 @@ def test_an_adapters_base_is_found_beside_it(adapter, tmp_path):
     assert find_base(adapter)[0].endswith("base_model")
     with pytest.raises(ValueError, match="does not say what its base model is"):
         find_base(tmp_path)
+
+
+def test_nothing_is_uploaded_unless_asked_and_then_privately(adapter, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    recipe = load_recipe("merge")
+    argv = [str(adapter), "--output_dir", str(tmp_path / "merged"), "--dtype", "float32"]
+    recipe.main(recipe.build_parser().parse_args(argv))
+    assert calls == []
+    recipe.main(recipe.build_parser().parse_args([*argv, "--push_to_hub", "--hub_model_id", "me/mine"]))
+    assert calls[0] == ("me/mine", {"private": True, "exist_ok": True})
+    assert calls[1]["repo_id"] == "me/mine" and str(calls[1]["folder_path"]) == str(tmp_path / "merged")

@@ -92,7 +92,7 @@ def test_the_picture_shows_what_was_read(tmp_path):
     texts = [line.text for line in shown]
     before = EvaluatedSet(compute_metrics(texts, ["x"] * 3), texts, ["x"] * 3)
     after = EvaluatedSet(compute_metrics(texts, texts), texts, texts)
-    path = draw_examples(tmp_path, [line.image for line in shown], before, after)
+    path = draw_examples(tmp_path, [line.image for line in shown], {"before": before, "after": after})
     image = Image.open(path)
     assert image.height > 3 * 100
     colours = {colour for _, colour in image.getcolors(1 << 20)}

@@ -1,6 +1,7 @@
 """From failures to advice."""
 
 import errno
+import logging
 import re
 
 import pytest
@@ -32,6 +33,8 @@ def end_with(error):
     ],
 )
 def test_what_a_person_can_mend_ends_in_one_message(caplog, error, words):
+    # The trace goes to run.log alone, at DEBUG.
+    caplog.set_level(logging.INFO, logger="dsocr")
     assert end_with(error) == 1
     assert re.search(words, caplog.text)
     assert "Traceback" not in caplog.text

@@ -138,6 +138,7 @@ def test_an_evaluation_report(tmp_path):
     text = write_evaluation_report(tmp_path, images).read_text(encoding="utf-8")
     assert fetched(text) == [] and "By script (adapter)" in text and "By page (adapter)" in text
     assert text.count("data:image/jpeg;base64,") == 1, "one line is wrong"
+    assert "<td>5</td><td>6</td>" in text and "<td>a (latin)</td>" not in text
     assert "| adapter | 3 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 

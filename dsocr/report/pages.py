@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dsocr.comparison import mark_differences
+from dsocr.comparison import mark_differences, name_script
 from dsocr.image_files import UnreadableImageError, open_image
 from dsocr.judging import EVALUATION_NAME
 from dsocr.report.gallery_files import GALLERY_FOLDER, MAX_HEIGHT, MAX_WIDTH
@@ -21,6 +21,14 @@ HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
 COMPARISON_NAME = "comparison"
 CONSOLE_LINES = 20
 WORST_SHOWN = 20
+
+
+def _show_character(character: str) -> str:
+    """A character for people: look-alikes of two scripts are told apart by the script's name."""
+    if not character or character.isspace():
+        return "blank" if character else "(nothing)"
+    script = name_script(character)
+    return character if script == "none" else f"{character} ({script})"
 
 
 def _environment():
@@ -38,6 +46,7 @@ def _environment():
     environment.filters["rate"] = lambda value: f"{value:.3f}"
     environment.filters["interval"] = lambda metrics: f"{metrics['cer_low']:.3f}-{metrics['cer_high']:.3f}"
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["character"] = _show_character
     environment.globals["marked"] = mark_differences
     return environment
 
