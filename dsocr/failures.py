@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 import torch
 from safetensors import SafetensorError
 
-from dsocr.preflight import PreflightError
-
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+class PreflightError(RuntimeError):
+    """The run is wired wrongly; the message lists every check that failed."""
 
 
 class TrainingDivergedError(RuntimeError):

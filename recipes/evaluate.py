@@ -12,11 +12,13 @@ import contextlib
 import sys
 from pathlib import Path
 
-from dsocr.baselines import load_baseline
 from dsocr.data import BadSamples
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
-from dsocr.judging import (
+from dsocr.models.adapters import adapter_fingerprint, base_fingerprint
+from dsocr.reading.arguments import EvaluateArguments, generation_options, parse_reading_arguments
+from dsocr.reading.baselines import load_baseline
+from dsocr.reading.judging import (
     fingerprint_dataset,
     judge,
     load_transcribed,
@@ -25,10 +27,8 @@ from dsocr.judging import (
     read_with_baseline,
     write_judged,
 )
-from dsocr.models.adapters import adapter_fingerprint, base_fingerprint
-from dsocr.prediction_file import PredictionFile
-from dsocr.readers import load_reader
-from dsocr.reading_arguments import EvaluateArguments, generation_options, parse_reading_arguments
+from dsocr.reading.loading import load_reader
+from dsocr.reading.prediction_file import PredictionFile
 from dsocr.report import write_evaluation_report
 from dsocr.run_log import Stages, setup_logging
 

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from dsocr.environment import describe_machine, prepare_process
 from dsocr.failures import explained
 from dsocr.images import image_geometry
-from dsocr.memory_measurement import VARIANTS, run_in_process
-from dsocr.memory_table import results_path, update_readme
+from dsocr.memory.measurement import VARIANTS, run_in_process
+from dsocr.memory.table import results_path, update_readme
 from dsocr.models.released_shapes import released_config
 from dsocr.models.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
 from dsocr.random_models import write_random_checkpoint

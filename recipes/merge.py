@@ -25,9 +25,9 @@ from dsocr.models.loading import parse_dtype
 from dsocr.models.local_checkpoint import local_checkpoint
 from dsocr.models.merging import merge_adapter, verify_written
 from dsocr.processor import OcrProcessor
-from dsocr.readers import find_base
-from dsocr.results import RESULTS_NAME
+from dsocr.reading.loading import find_base
 from dsocr.run_log import Stages, setup_logging
+from dsocr.training.results import RESULTS_NAME
 from dsocr.verification import SAMPLE_IMAGE, SAMPLE_TEXT
 
 

@@ -27,22 +27,22 @@ from dsocr.arguments import (
     reading_options,
     with_demo_config,
 )
-from dsocr.callbacks import InterruptCallback
-from dsocr.checkpoints import resolve_resume
 from dsocr.collator import OcrCollator
 from dsocr.data import BadSamples, load_training_sets
 from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
-from dsocr.full_precision import evaluate_on_full_precision
-from dsocr.memory_plan import MemorySettings
+from dsocr.memory.plan import MemorySettings
+from dsocr.memory.plan_report import check_gpu, plan_run
 from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_saved_adapter
-from dsocr.plan_report import check_gpu, plan_run
 from dsocr.processor import OcrProcessor
 from dsocr.run_log import Stages, setup_logging
-from dsocr.run_results import Readings, draw_train_sample, write_data_summary, write_run
-from dsocr.trainer import OcrTrainer
+from dsocr.training.callbacks import InterruptCallback
+from dsocr.training.checkpoints import resolve_resume
+from dsocr.training.full_precision import evaluate_on_full_precision
+from dsocr.training.run_results import Readings, draw_train_sample, write_data_summary, write_run
+from dsocr.training.trainer import OcrTrainer
 from dsocr.wrapper import find_guard, make_peft_safe
 
 

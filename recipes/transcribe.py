@@ -12,14 +12,14 @@ import sys
 
 from dsocr.environment import prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
-from dsocr.page_inputs import list_files, open_pages
-from dsocr.page_lines import load_detector
-from dsocr.readers import load_reader
-from dsocr.reading_arguments import TranscribeArguments, generation_options, parse_reading_arguments
-from dsocr.review import ReviewWriter
+from dsocr.reading.arguments import TranscribeArguments, generation_options, parse_reading_arguments
+from dsocr.reading.loading import load_reader
+from dsocr.reading.page_inputs import list_files, open_pages
+from dsocr.reading.page_lines import load_detector
+from dsocr.reading.review import ReviewWriter
+from dsocr.reading.transcript_files import open_writer
+from dsocr.reading.transcription import transcribe_pages
 from dsocr.run_log import setup_logging
-from dsocr.transcript_files import open_writer
-from dsocr.transcription import transcribe_pages
 
 
 def main(arguments: TranscribeArguments) -> int:

@@ -22,8 +22,8 @@ from dsocr.model_card import write_model_card
 from dsocr.models import load_adapter, load_model
 from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
-from dsocr.readers import find_base, load_reader
-from dsocr.reading_arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
+from dsocr.reading.arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
+from dsocr.reading.loading import find_base, load_reader
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def start(recipe, *argv, **options):
 def test_evaluation_goes_on_where_it_stopped_and_reports(adapter, held_out, tmp_path, monkeypatch):
     argv = ["--adapter", adapter, "--dataset_name", held_out, "--max_eval_samples", 20, "--output_dir", tmp_path]
     argv += ["--max_new_tokens", 24, "--per_device_eval_batch_size", 4]
-    from dsocr import judging
+    from dsocr.reading import judging
 
     read_lines, read = judging.read_lines, []
 
@@ -100,7 +100,7 @@ def test_evaluations_bad_inputs(adapter, held_out, tmp_path, monkeypatch):
     v2, processor = build_tiny_model("v2")
     v2.save_pretrained(tmp_path / "v2")
     processor.save_pretrained(tmp_path / "v2")
-    monkeypatch.setattr("dsocr.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("dsocr.reading.baselines.find_spec", lambda name: None)
     good = ["--dataset_name", held_out, "--max_eval_samples", 4]
     for argv, words in (
         ([], "recipes/transcribe.py"),

@@ -9,8 +9,8 @@ from conftest import REPOSITORY
 from dsocr.data.synthetic import generate_lines
 from dsocr.demo import REAL_DIGITS, TINY_BASE, WRITERS, write_demo_data
 from dsocr.models import load_model
-from dsocr.pretraining import evaluate_lines
 from dsocr.processor import OcrProcessor
+from dsocr.training.pretraining import evaluate_lines
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_the_picture_shows_what_was_read(tmp_path):
     from PIL import Image
 
     from dsocr.evaluation import EvaluatedSet
-    from dsocr.gallery import draw_examples
     from dsocr.metrics import compute_metrics
+    from dsocr.training.gallery import draw_examples
 
     shown = lines("handwriting", 3)
     texts = [line.text for line in shown]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dsocr.checkpoints import find_checkpoint, find_defect, resolve_resume
+from dsocr.training.checkpoints import find_checkpoint, find_defect, resolve_resume
 
 
 def write_checkpoint(folder, step):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dsocr.comparison import (
+from dsocr.reading.comparison import (
     compare_readers,
     count_confusions,
     find_worst,

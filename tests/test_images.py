@@ -99,7 +99,7 @@ def test_tokens_are_features_of_a_real_model(version, rows):
     """The counted tokens are the features that the model really makes, for every mode and with mixed tiles."""
     from dsocr.collator import OcrCollator
     from dsocr.models.tiny import build_tiny_model
-    from dsocr.preflight import count_features
+    from dsocr.training.preflight import count_features
 
     for mode in MODES[version]:
         model, processor = build_tiny_model(version, image_mode=mode)

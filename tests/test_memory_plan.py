@@ -11,13 +11,13 @@ from conftest import REPOSITORY
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS, memory_settings, parse_arguments
 from dsocr.failures import explain
 from dsocr.images import image_geometry
-from dsocr.live_memory import LiveMemory
-from dsocr.memory_measurement import StepOptions, measure_steps
-from dsocr.memory_plan import CARDS_GIB, MemorySettings, largest_image, plan_memory
+from dsocr.memory.live_memory import LiveMemory
+from dsocr.memory.measurement import StepOptions, measure_steps
+from dsocr.memory.plan import CARDS_GIB, MemorySettings, largest_image, plan_memory
+from dsocr.memory.plan_report import NotEnoughMemoryError, check_memory, plan_run
 from dsocr.models.quantization import quantize_model
 from dsocr.models.released_shapes import RELEASED, released_config
 from dsocr.models.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
-from dsocr.plan_report import NotEnoughMemoryError, check_memory, plan_run
 
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dsocr.prediction_file import PredictionFile, PredictionFileError
+from dsocr.reading.prediction_file import PredictionFile, PredictionFileError
 
 
 def test_a_second_start_goes_on(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from training_helpers import build_trainer, line_dataset
 
 from dsocr.collator import IGNORED
-from dsocr.preflight import PreflightError
+from dsocr.training.preflight import PreflightError
 
 
 @pytest.fixture

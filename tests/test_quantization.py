@@ -16,7 +16,7 @@ from training_helpers import build_trainer, line_dataset, logged_losses
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.data.synthetic import generate_lines
-from dsocr.live_memory import LiveMemory
+from dsocr.memory.live_memory import LiveMemory
 from dsocr.models import ModelLoadError, load_adapter, load_model, prepare_adapter
 from dsocr.models.adapters import base_fingerprint
 from dsocr.models.quantization import (

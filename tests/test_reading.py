@@ -10,8 +10,8 @@ from dsocr.data.synthetic import generate_lines
 from dsocr.demo import TINY_BASE
 from dsocr.evaluation import evaluate_dataset, transcribe
 from dsocr.models import load_adapter, load_model
-from dsocr.pretraining import evaluate_lines
 from dsocr.processor import OcrProcessor
+from dsocr.training.pretraining import evaluate_lines
 
 
 def load_base():

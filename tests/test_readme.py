@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from dsocr.arguments import parse_arguments
-from dsocr.reading_arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
+from dsocr.reading.arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
 
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_every_flag_of_the_table_exists():
 
 
 def test_the_memory_table_is_what_was_measured():
-    from dsocr.memory_table import build_table
+    from dsocr.memory.table import build_table
 
     assert build_table(REPOSITORY / "docs") in README
 

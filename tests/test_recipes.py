@@ -38,10 +38,10 @@ def test_the_demonstration_shows_its_stages_and_preflight(demonstration):
     for line in ("preflight: image tokens", "preflight: first loss", "trainable params:", "0 tensors missing"):
         assert line in console, line
     for name in ("held_out", "unseen_fonts", "print", "real_digits", "shuffled images"):
-        assert re.search(rf"dsocr.results: {name} +\d+ ", console), name
+        assert re.search(rf"dsocr.training.results: {name} +\d+ ", console), name
     assert re.search(r"step 1/\d+: loss .* samples/s, .* image \+ .* text tokens/s, peak .* GiB", console)
     log = (demonstration[0] / "run.log").read_text(encoding="utf-8")
-    assert re.search(r"^\d{4}-\d\d-\d\d .* INFO dsocr.callbacks: step 1/", log, re.M)
+    assert re.search(r"^\d{4}-\d\d-\d\d .* INFO dsocr.training.callbacks: step 1/", log, re.M)
 
 
 def test_the_demonstration_ends_in_its_results(demonstration):
@@ -215,13 +215,13 @@ def test_plan_answers_before_anything_is_loaded(monkeypatch, tmp_path, capsys, n
 
 
 def test_memory_is_measured_and_the_readmes_table_is_filled(monkeypatch, tmp_path):
-    from dsocr import memory_measurement
-    from dsocr.memory_table import build_table
+    from dsocr.memory import measurement
+    from dsocr.memory.table import build_table
 
     recipe = load_recipe("measure_memory")
-    monkeypatch.setattr(memory_measurement, "CER_LINES", 8)
+    monkeypatch.setattr(measurement, "CER_LINES", 8)
     # In this process: a fresh one takes ten seconds to begin, and the figures are not what is tested here.
-    monkeypatch.setattr(recipe, "run_in_process", memory_measurement._main)
+    monkeypatch.setattr(recipe, "run_in_process", measurement._main)
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- memory table -->\n<!-- end of memory table -->\nb\n", encoding="utf-8")
     argv = ["--size", "tiny", "--steps", "1", "--variants", "bf16", "4bit", "--output_dir", str(tmp_path / "out")]
@@ -238,7 +238,7 @@ def test_memory_is_measured_and_the_readmes_table_is_filled(monkeypatch, tmp_pat
 
 
 def test_pretraining_learns_and_resumes(tmp_path, monkeypatch):
-    from dsocr import pretraining
+    from dsocr.training import pretraining
 
     monkeypatch.setattr(pretraining, "SEGMENT", 10)
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from dsocr.comparison import mark_differences
-from dsocr.judging import judge, write_judged
+from dsocr.reading.comparison import mark_differences
+from dsocr.reading.judging import judge, write_judged
 from dsocr.report import write_comparison, write_evaluation_report, write_run_report
 from dsocr.report.hints import suggest_next_steps
 from dsocr.report.plots import draw_console, draw_curves

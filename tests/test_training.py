@@ -11,12 +11,12 @@ from test_wrapper import TASK_TYPES
 from training_helpers import build_trainer, line_dataset, logged_losses
 from transformers import TrainerCallback
 
-from dsocr.callbacks import InterruptCallback
 from dsocr.evaluation import evaluate_dataset, transcribe
 from dsocr.failures import TrainingDivergedError
 from dsocr.models import load_adapter, load_model
 from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
+from dsocr.training.callbacks import InterruptCallback
 from dsocr.wrapper import find_guard
 
 
@@ -137,7 +137,7 @@ def test_a_resume_that_restores_nothing_is_noticed(tmp_path, dataset):
 
 def test_the_best_checkpoint_by_cer_comes_back(tmp_path, dataset, monkeypatch):
     """The lowest CER wins, and its weights, not the last ones, are in the model afterwards."""
-    from dsocr import trainer as trainer_module
+    from dsocr.training import trainer as trainer_module
 
     cers = iter([0.9, 0.2, 0.7, 0.5])
     read = trainer_module.evaluate_dataset

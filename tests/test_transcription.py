@@ -12,12 +12,12 @@ from dsocr.data.synthetic import generate_lines
 from dsocr.demo import TINY_BASE
 from dsocr.evaluation import read_lines, transcribe
 from dsocr.models import load_model
-from dsocr.page_inputs import PageInput, list_files, open_pages
-from dsocr.page_lines import SegmenterMissingError, cut_lines, join_boxes, load_detector
 from dsocr.processor import OcrProcessor
-from dsocr.review import ReviewWriter
-from dsocr.transcript_files import ALTO_NAMESPACE, build_alto, open_writer
-from dsocr.transcription import TranscribedLine, TranscribedPage, transcribe_pages
+from dsocr.reading.page_inputs import PageInput, list_files, open_pages
+from dsocr.reading.page_lines import SegmenterMissingError, cut_lines, join_boxes, load_detector
+from dsocr.reading.review import ReviewWriter
+from dsocr.reading.transcript_files import ALTO_NAMESPACE, build_alto, open_writer
+from dsocr.reading.transcription import TranscribedLine, TranscribedPage, transcribe_pages
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_cut_lines_stay_inside_the_page():
 
 
 def test_without_the_segmenter_it_is_said(monkeypatch):
-    monkeypatch.setattr("dsocr.page_lines.find_spec", lambda name: None)
+    monkeypatch.setattr("dsocr.reading.page_lines.find_spec", lambda name: None)
     with pytest.raises(SegmenterMissingError, match="pip install rapidocr"):
         load_detector()
 

@@ -9,7 +9,7 @@ from dsocr.collator import OcrCollator
 from dsocr.data.synthetic import write_dataset
 from dsocr.models import freeze_vision, prepare_adapter
 from dsocr.models.tiny import build_tiny_model
-from dsocr.trainer import OcrTrainer
+from dsocr.training.trainer import OcrTrainer
 from dsocr.wrapper import make_peft_safe
 
 

@@ -8,9 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dsocr.comparison import mark_differences, name_script
 from dsocr.image_files import UnreadableImageError, open_image
-from dsocr.judging import EVALUATION_NAME
+from dsocr.reading.comparison import mark_differences, name_script
+from dsocr.reading.judging import EVALUATION_NAME
 from dsocr.report.gallery_files import GALLERY_FOLDER, MAX_HEIGHT, MAX_WIDTH
 from dsocr.report.hints import suggest_next_steps
 from dsocr.report.plots import draw_console, draw_curves

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.report.gallery_files import GALLERY_FOLDER, GALLERY_INDEX
-from dsocr.results import RESULTS_NAME
 from dsocr.run_log import LOG_NAME
+from dsocr.training.results import RESULTS_NAME
 
 
 DATA_SUMMARY_NAME = "data_summary.json"

@@ -10,12 +10,12 @@ from dsocr.data import HELD_OUT
 from dsocr.data.summary import summarize_data
 from dsocr.data.training_sets import TrainingSets
 from dsocr.evaluation import EvaluatedSet
-from dsocr.gallery import draw_examples
 from dsocr.model_card import write_model_card
 from dsocr.processor import OcrProcessor
 from dsocr.report import write_gallery, write_run_report
 from dsocr.report.run_folder import DATA_SUMMARY_NAME
-from dsocr.results import build_results, log_lines, log_table, summary_line, write_results
+from dsocr.training.gallery import draw_examples
+from dsocr.training.results import build_results, log_lines, log_table, summary_line, write_results
 
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
 from dsocr.images import ImageGeometry
-from dsocr.live_memory import LiveMemory
+from dsocr.memory.live_memory import LiveMemory
 from dsocr.models.freezing import freeze_vision
 from dsocr.models.loading import MODEL_CLASSES
 

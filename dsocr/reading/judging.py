@@ -12,13 +12,20 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dsocr.comparison import compare_readers, count_confusions, find_worst, group_metrics, name_length, name_script
 from dsocr.data import has_test_split, load_ocr_dataset
 from dsocr.evaluation import read_lines
 from dsocr.image_files import image_name, open_image
 from dsocr.metrics import compute_metrics
-from dsocr.prediction_file import PredictionFile
 from dsocr.processor import OcrProcessor
+from dsocr.reading.comparison import (
+    compare_readers,
+    count_confusions,
+    find_worst,
+    group_metrics,
+    name_length,
+    name_script,
+)
+from dsocr.reading.prediction_file import PredictionFile
 
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import csv
 from pathlib import Path
 
 from dsocr.metrics import normalize
+from dsocr.reading.transcription import TranscribedLine, TranscribedPage
 from dsocr.report.pages import embed_image, render_page
-from dsocr.transcription import TranscribedLine, TranscribedPage
 
 
 COLUMNS = ("image", "text", "confidence", "page")

@@ -9,14 +9,14 @@ from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTTrainer
 
-from dsocr.callbacks import FirstStepsCallback, LogLineCallback, OcrProgressCallback
 from dsocr.environment import peak_memory_gib
 from dsocr.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.failures import TrainingDivergedError
-from dsocr.gallery import draw_examples
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
-from dsocr.preflight import PreflightReport, run_preflight
 from dsocr.trackers import log_picture
+from dsocr.training.callbacks import FirstStepsCallback, LogLineCallback, OcrProgressCallback
+from dsocr.training.gallery import draw_examples
+from dsocr.training.preflight import PreflightReport, run_preflight
 
 
 class OcrTrainer(SFTTrainer):
@@ -58,7 +58,7 @@ class OcrTrainer(SFTTrainer):
         self._not_finite = 0
 
     def preflight(self, *, strict: bool = True) -> PreflightReport:
-        """Check one batch of two lines end to end; see `dsocr.preflight.run_preflight`.
+        """Check one batch of two lines end to end; see `dsocr.training.preflight.run_preflight`.
 
         Raises:
             PreflightError: when the run is wired wrongly.

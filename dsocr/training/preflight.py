@@ -10,16 +10,13 @@ import torch
 from torch import nn
 
 from dsocr.collator import IGNORED
+from dsocr.failures import PreflightError
 from dsocr.metrics import normalize
 from dsocr.models.freezing import vision_parameters
 from dsocr.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
-
-
-class PreflightError(RuntimeError):
-    """The run is wired wrongly; the message lists every check that failed."""
 
 
 @dataclass(frozen=True)

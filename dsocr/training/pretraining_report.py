@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from dsocr.data.synthetic import FONTS, LETTERS, generate_lines
 from dsocr.environment import describe_machine
 from dsocr.models import load_model
-from dsocr.pretraining import EVALUATION_SEED, PretrainArguments, evaluate_lines, read_runs
 from dsocr.processor import OcrProcessor
+from dsocr.training.pretraining import EVALUATION_SEED, PretrainArguments, evaluate_lines, read_runs
 
 
 RELEASE_FOLDER = "release"
@@ -85,7 +85,7 @@ def _card(figures: dict) -> str:
             f"- Training: {last['step']} steps, {last['lines']} lines, {last['seconds'] / 60:.0f} minutes on "
             f"{machine['device']}, torch {machine['torch']}.",
             "- Data: `dsocr.data.synthetic`, style `print`; an auxiliary CTC reader on the image tokens was trained along "
-            "and thrown away (`dsocr.pretraining`).",
+            "and thrown away (`dsocr.training.pretraining`).",
             *(
                 f"- Command, from step {run['first_step']} on: `{_command(run['arguments'])}`"
                 for run in figures["runs"]

@@ -20,14 +20,14 @@ from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.data.synthetic import generate_lines
 from dsocr.demo import TINY_BASE
 from dsocr.images import ImageGeometry
-from dsocr.live_memory import LiveMemory
-from dsocr.memory_plan import MemorySettings, largest_image, plan_memory
+from dsocr.memory.live_memory import LiveMemory
+from dsocr.memory.plan import MemorySettings, largest_image, plan_memory
 from dsocr.models import freeze_vision, load_model, native_config
 from dsocr.models.loading import MODEL_CLASSES, read_raw_config
 from dsocr.models.quantization import OcrQuantizationConfig, weight_bytes
-from dsocr.pretraining import EVALUATION_SEED, evaluate_lines
 from dsocr.processor import OcrProcessor
 from dsocr.random_models import random_batch
+from dsocr.training.pretraining import EVALUATION_SEED, evaluate_lines
 
 
 VARIANTS = {
@@ -243,7 +243,7 @@ def read_in_precision(variant: str) -> float:
 
 def run_in_process(arguments: dict) -> dict:
     """Call `measure_variant` or `read_in_precision` in a fresh Python process, whose memory nothing else has used."""
-    command = [sys.executable, "-m", "dsocr.memory_measurement", json.dumps(arguments)]
+    command = [sys.executable, "-m", "dsocr.memory.measurement", json.dumps(arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         raise RuntimeError(f"measuring {arguments} failed:\n{ended.stderr[-3000:]}")

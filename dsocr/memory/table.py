@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dsocr.memory_measurement import VARIANTS
+from dsocr.memory.measurement import VARIANTS
 
 
 DEVICES = ("cpu", "gpu")

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from dsocr.transcription import TranscribedPage
+from dsocr.reading.transcription import TranscribedPage
 
 
 ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"

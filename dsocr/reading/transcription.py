@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from dsocr.evaluation import read_lines
 from dsocr.image_files import UnreadableImageError
 from dsocr.metrics import normalize
-from dsocr.page_inputs import PageInput
-from dsocr.page_lines import Box, Detector, cut_lines
 from dsocr.processor import OcrProcessor
+from dsocr.reading.page_inputs import PageInput
+from dsocr.reading.page_lines import Box, Detector, cut_lines
 
 
 @dataclass
