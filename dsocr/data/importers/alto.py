@@ -1,0 +1,64 @@
+"""ALTO 2 to 4: eScriptorium, libraries, ABBYY."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lxml import etree
+
+from dsocr.data.annotations import AnnotatedImage, AnnotatedLine, find_image
+from dsocr.data.bad_samples import BadSamples
+from dsocr.data.importers.xml_files import children, descendants, local_name, parse_points
+
+
+_HYPHEN = "HYP"
+
+
+def _text_of(line: etree._Element) -> str:
+    text, glued = "", True
+    for element in line:
+        kind = local_name(element)
+        if kind == "String":
+            text += ("" if glued or not text else " ") + element.get("CONTENT", "")
+            glued = False
+        elif kind == _HYPHEN:
+            text += element.get("CONTENT", "-")
+    return text
+
+
+def _box(line: etree._Element) -> tuple[float, float, float, float] | None:
+    try:
+        left, top, width, height = (float(line.get(name, "")) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
+    except ValueError:
+        return None
+    return left, top, left + width, top + height
+
+
+def _line(line: etree._Element, path: Path) -> AnnotatedLine:
+    polygons = [p for shape in children(line, "Shape") for p in children(shape, "Polygon")]
+    polygon = parse_points(polygons[0].get("POINTS", "")) if polygons else ()
+    return AnnotatedLine(_text_of(line).strip(), f"{path}#{line.get('ID', '')}", polygon, _box(line))
+
+
+def read_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
+    """Pages of one file; coordinates are scaled by the page's declared size, whatever their unit.
+
+    Args:
+        path: The file.
+        root: Its root element.
+        bad: Counts pages without an image.
+    """
+    names = [element.text.strip() for element in descendants(root, "fileName") if element.text and element.text.strip()]
+    pages = descendants(root, "Page")
+    for number, page in enumerate(pages):
+        # Without a name, an image that is called like the file.
+        name = names[number] if number < len(names) else names[0] if names else f"{path.stem}.png"
+        if len(pages) > 1 and len(names) < len(pages):
+            bad.add("no_image_name", str(path), f"{len(pages)} pages and {len(names)} image names (fileName)")
+            continue
+        try:
+            size = (float(page.get("WIDTH", "")), float(page.get("HEIGHT", "")))
+        except ValueError:
+            size = None
+        lines = tuple(_line(line, path) for line in descendants(page, "TextLine"))
+        suffix = f"_{number + 1}" if len(pages) > 1 else ""
+        yield AnnotatedImage(find_image(path.parent, name), str(path), f"{path.stem}{suffix}", size, lines)
