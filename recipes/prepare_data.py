@@ -21,6 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
     setup_logging(None, is_main=True)
     options = PrepareOptions(level=arguments.level, marks=arguments.marks, margin=arguments.margin)
     columns = {"image_column": arguments.image_column, "text_column": arguments.text_column}
+    columns["encoding"] = arguments.encoding
     count = prepare_dataset(arguments.source, arguments.output, options, BadSamples(arguments.on_bad_sample), **columns)
     print(f"{count} samples; train with --dataset_name {arguments.output}", flush=True)
 
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--marks", default="keep", choices=POLICIES, help="editorial marks such as [?] and <unclear>")
     parser.add_argument("--margin", type=float, default=0.0, help="around a cut line, as a share of its height")
     parser.add_argument("--on_bad_sample", default="raise", choices=["raise", "skip"])
+    parser.add_argument("--encoding", help="of a table that is neither UTF-8 nor UTF-16: cp1251, cp1252, ...")
     parser.add_argument("--image_column", help="of a table")
     parser.add_argument("--text_column", help="of a table")
     return parser

@@ -212,6 +212,26 @@ def test_tables_and_the_imagefolder_layout_come_through_too(tmp_path, line_folde
     assert all((tmp_path / "out" / row["image"]).is_file() and not row["image"].startswith("/") for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "flag"),
+    [("utf-8", None), ("utf-8-sig", None), ("utf-16", None), ("cp1251", "cp1251"), ("utf-16-be", "utf-16-be")],
+)
+def test_tables_in_other_encodings(tmp_path, encoding, flag):
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (60, 20), PAPER).save(tmp_path / name)
+    table = tmp_path / "metadata.csv"
+    text = 'image,text\n1.png,"Милостивый, ""государь"""\n2.png,просто\n'
+    table.write_bytes(text.encode(encoding))
+    prepare_dataset(table, tmp_path / "out", PrepareOptions(), BadSamples(), encoding=flag)
+    texts = load_ocr_dataset(tmp_path / "out", progress=False)["text"]
+    assert texts == ['Милостивый, "государь"', "просто"]
+    if encoding == "cp1251":
+        with pytest.raises(ValueError, match="is not UTF-8.*--encoding cp1251"):
+            load_ocr_dataset(table, progress=False)
+        with pytest.raises(ValueError, match="knows no such encoding"):
+            load_ocr_dataset(table, encoding="nonsense", progress=False)
+
+
 def test_what_is_broken_is_counted_and_named(page, tmp_path):
     folder = page.parent
     (folder / "broken.xml").write_text("<PcGts><Page", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,23 +84,23 @@ def test_the_released_shapes_have_the_released_sizes():
 
 
 def test_what_costs_memory_costs_memory():
-    config, geometry = released_config("v1"), image_geometry("v1", "base")
+    config = build_tiny_model("v1")[0].config
     base = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, eval_batch_size=1)
 
     def plan(mode="base", **changes):
-        from dataclasses import replace
+        geometry = image_geometry("v1", mode, size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
+        return plan_memory(config, geometry, replace(base, **changes))
 
-        return plan_memory(config, image_geometry("v1", mode), replace(base, **changes))
-
-    plain = plan_memory(config, geometry, base)
-    assert plan(checkpointing=False).language_bytes > 2 * plain.language_bytes
+    plain = plan()
+    assert plan(checkpointing=False).language_bytes > 1.2 * plain.language_bytes
     assert plan(batch_size=4).vision_bytes > 1.8 * plain.vision_bytes
-    assert plan("gundam").image_tokens == 1263
+    assert plan("gundam").image_tokens > plain.image_tokens and plan("gundam").vision_bytes > plain.vision_bytes
     assert plan(optim="paged_adamw_8bit").optimizer_bytes < 0.3 * plain.optimizer_bytes
-    assert plan(target_parameters=EXPERTS).trainable_parameters > 10 * plain.trainable_parameters
+    assert plan(target_parameters=EXPERTS).trainable_parameters > plain.trainable_parameters
     assert plan(compact_head=False).logits_bytes > plain.logits_bytes
-    assert plain.trainable_parameters == 3_978_240
     assert plan(eval_batch_size=8).evaluation_bytes > 4 * plain.evaluation_bytes
+    released = plan_memory(released_config("v1"), image_geometry("v1", "gundam"), base)
+    assert (released.trainable_parameters, released.image_tokens) == (3_978_240, 1263)
 
 
 def test_planning_leaves_nothing_behind():

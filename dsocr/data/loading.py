@@ -80,9 +80,11 @@ def _inside(root: Path, name: str) -> Path:
     return path
 
 
-def _local_rows(metadata: Path, bad: BadSamples, image_column: str | None, text_column: str | None):
+def _local_rows(
+    metadata: Path, bad: BadSamples, image_column: str | None, text_column: str | None, encoding: str | None
+):
     found = None
-    for number, row in read_table(metadata, bad):
+    for number, row in read_table(metadata, bad, encoding):
         where = f"{metadata}:{number}"
         if found is None:
             found = (
@@ -159,6 +161,7 @@ def load_ocr_dataset(
     processor: OcrProcessor | None = None,
     max_length: int | None = None,
     max_samples: int | None = None,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Load transcribed images.
@@ -178,6 +181,7 @@ def load_ocr_dataset(
         processor: When given, texts with reserved tokens and samples over `max_length` are found too.
         max_length: Longest sample in tokens, image tokens included.
         max_samples: Read no more than this many usable rows.
+        encoding: Encoding of the metadata file, see `read_table`.
         progress: Show a progress bar when it takes more than a second.
 
     Returns:
@@ -196,7 +200,7 @@ def load_ocr_dataset(
         places = [f"{source}[{index}]" for index in range(len(rows))]
         rows = rows.map(lambda row: {"text": _clean_text(row["text"] or "")}, desc="Cleaning texts")
     else:
-        located = list(_local_rows(metadata, bad, image_column, text_column))
+        located = list(_local_rows(metadata, bad, image_column, text_column, encoding))
         if split and any("split" in row for _, row in located):
             names = SPLIT_FOLDERS.get(split, (split,))
             located = [(where, row) for where, row in located if row.get("split") in names]

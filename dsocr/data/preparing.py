@@ -107,7 +107,7 @@ def prepare_dataset(
         output_dir: Folder to write; it must not hold a dataset yet.
         options: How samples are made.
         bad: Refuses or counts bad samples; written to `skipped_samples.json`.
-        **columns: `image_column`, `text_column` of a table.
+        **columns: `image_column`, `text_column`, `encoding` of a table.
 
     Returns:
         The number of samples.

@@ -49,8 +49,10 @@ def _read_json(path: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
 
 
 def _has_messages(path: Path) -> bool:
+    if path.suffix.lower() != ".jsonl":
+        return False
     _, first = next(iter(read_table(path, BadSamples("skip"))), (0, {}))
-    return path.suffix.lower() == ".jsonl" and is_messages(first)
+    return is_messages(first)
 
 
 def read_annotations(source: str | Path, bad: BadSamples) -> Iterator[AnnotatedImage] | None:

@@ -1,5 +1,6 @@
 """Readers of metadata files: JSON lines, and CSV or TSV with or without a header."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -14,15 +15,24 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, encoding: str | None = None) -> str:
+    if encoding is None:
+        # Excel's "Unicode text" is UTF-16 and says so in its first two bytes.
+        with path.open("rb") as file:
+            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+        return path.read_text(encoding=encoding)
+    except LookupError as error:
+        raise ValueError(f"--encoding {encoding}: Python knows no such encoding.") from error
+    except UnicodeError as error:
+        raise ValueError(
+            f"{path} is not {encoding.removesuffix('-sig').upper()} ({error}); save it as UTF-8, or convert it with "
+            "recipes/prepare_data.py --encoding cp1251 (Windows, Cyrillic), cp1252 (Windows, Western), ..."
+        ) from error
 
 
-def _read_jsonl(path: Path, bad: BadSamples) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(_read_text(path, encoding).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -36,9 +46,9 @@ def _read_jsonl(path: Path, bad: BadSamples) -> Iterator[tuple[int, dict]]:
             bad.add("not_json", f"{path}:{number}", f"expected a JSON object, found {type(row).__name__}")
 
 
-def _read_delimited(path: Path, bad: BadSamples) -> Iterator[tuple[int, dict]]:
+def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     separator = SEPARATORS[path.suffix.lower()]
-    lines = _read_text(path).splitlines()
+    lines = _read_text(path, encoding).splitlines()
     header = next(csv.reader(lines[:1], delimiter=separator), [])
     names = [name.strip() for name in header]
     if set(names) & set(IMAGE_COLUMNS) and set(names) & set(TEXT_COLUMNS):
@@ -61,18 +71,23 @@ def _read_delimited(path: Path, bad: BadSamples) -> Iterator[tuple[int, dict]]:
             bad.add("wrong_columns", f"{path}:{number}", f"no {separator!r} between the image's path and the text")
 
 
-def read_table(path: Path, bad: BadSamples) -> Iterator[tuple[int, dict]]:
+def read_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
     """Rows of a metadata file with their line numbers (from 1).
 
+    Args:
+        path: The file.
+        bad: Refuses or counts damaged rows.
+        encoding: Its encoding; `None` takes UTF-16 when it begins with that mark, else UTF-8.
+
     Raises:
-        ValueError: when the file is not UTF-8, or its suffix is not one of `SUFFIXES`.
+        ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
         BadSampleError: for a damaged row, unless it is to be skipped.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        return _read_jsonl(path, bad)
+        return _read_jsonl(path, bad, encoding)
     if suffix in SEPARATORS:
-        return _read_delimited(path, bad)
+        return _read_delimited(path, bad, encoding)
     raise ValueError(f"{path}: metadata files end in {', '.join(SUFFIXES)}.")
 
 
