@@ -304,7 +304,7 @@ def loading_options(script_args: OcrScriptArguments, training_args: SFTConfig, m
 
 
 def memory_settings(script_args: OcrScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict:
-    """The arguments of `dsocr.memory.plan.MemorySettings`."""
+    """The arguments of `dsocr.memory.settings.MemorySettings`."""
     targets = model_args.lora_target_modules
     # As TRL does: a single word is a regular expression.
     targets = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets

@@ -16,7 +16,7 @@ from dsocr.data import BadSamples
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
 from dsocr.models.adapters import adapter_fingerprint, base_fingerprint
-from dsocr.reading.arguments import EvaluateArguments, generation_options, parse_reading_arguments
+from dsocr.reading.arguments import EvaluateArguments, generation_options, parse_reading_arguments, reader_options
 from dsocr.reading.baselines import load_baseline
 from dsocr.reading.judging import (
     fingerprint_dataset,
@@ -51,15 +51,8 @@ def main(arguments: EvaluateArguments) -> None:
         dataset, split = load_transcribed(source, arguments.dataset_test_split, **options)
         logger.info("%d lines; %s", len(dataset), bad_samples.summary())
     with stage(f"model {arguments.model_name_or_path or ''} {arguments.adapter or ''}"):
-        model, processor, name = load_reader(
-            arguments.model_name_or_path,
-            arguments.adapter,
-            revision=arguments.model_revision,
-            dtype=arguments.dtype,
-            load_in_4bit=arguments.load_in_4bit,
-            image_mode=arguments.image_mode,
-            prompt=arguments.prompt,
-        )
+        options = reader_options(arguments)
+        model, processor, name = load_reader(arguments.model_name_or_path, arguments.adapter, **options)
 
     ################
     # Reading

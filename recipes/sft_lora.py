@@ -33,10 +33,11 @@ from dsocr.demo import prepare_demo
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
-from dsocr.memory.plan import MemorySettings
 from dsocr.memory.plan_report import check_gpu, plan_run
+from dsocr.memory.settings import MemorySettings
 from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_saved_adapter
 from dsocr.processor import OcrProcessor
+from dsocr.report import write_run_report
 from dsocr.run_log import Stages, setup_logging
 from dsocr.training.callbacks import InterruptCallback
 from dsocr.training.checkpoints import resolve_resume
@@ -73,7 +74,8 @@ def main(script_args, training_args, model_args):
             name, revision=revision, image_mode=script_args.image_mode, prompt=script_args.prompt
         )
         needed = MemorySettings(**memory_settings(script_args, training_args, model_args))
-        check_gpu(name, needed, revision=revision, image_mode=script_args.image_mode)
+        if not training_args.use_cpu:
+            check_gpu(name, needed, revision=revision, image_mode=script_args.image_mode)
         loading = loading_options(script_args, training_args, model_args)
         model = load_model(name, revision=revision, **loading)
         make_peft_safe(model)
@@ -128,6 +130,8 @@ def main(script_args, training_args, model_args):
     with stage("training"):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if interrupt.interrupted:
+        if is_main:
+            write_run_report(output_dir)
         logger.warning("stopped; the same command with --resume_from_checkpoint goes on from the saved step")
         sys.exit(INTERRUPTED)
 

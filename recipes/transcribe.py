@@ -12,7 +12,7 @@ import sys
 
 from dsocr.environment import prepare_process, warn_about_unused_gpu
 from dsocr.failures import explained
-from dsocr.reading.arguments import TranscribeArguments, generation_options, parse_reading_arguments
+from dsocr.reading.arguments import TranscribeArguments, generation_options, parse_reading_arguments, reader_options
 from dsocr.reading.loading import load_reader
 from dsocr.reading.page_inputs import list_files, open_pages
 from dsocr.reading.page_lines import load_detector
@@ -28,15 +28,8 @@ def main(arguments: TranscribeArguments) -> int:
     files = list_files(arguments.inputs)
     detect = load_detector() if arguments.segment else None
     review = ReviewWriter(arguments.review) if arguments.review else None
-    model, processor, _ = load_reader(
-        arguments.model_name_or_path,
-        arguments.adapter,
-        revision=arguments.model_revision,
-        dtype=arguments.dtype,
-        load_in_4bit=arguments.load_in_4bit,
-        image_mode=arguments.image_mode,
-        prompt=arguments.prompt,
-    )
+    options = reader_options(arguments)
+    model, processor, _ = load_reader(arguments.model_name_or_path, arguments.adapter, **options)
     writer = open_writer(arguments.format, arguments.output, with_names=len(files) > 1)
     pages, lines, problems = 0, 0, 0
     try:

@@ -110,3 +110,34 @@ def test_peft_hands_the_bare_model_its_hooks():
     model.register_forward_pre_hook(lambda *args: seen.append(True))
     get_peft_model(model, LoraConfig(target_modules=["q_proj"]))(input_ids=torch.tensor([[5, 6]]))
     assert seen == [True], "PEFT no longer calls the base model through __call__"
+
+
+def test_transformers_loading_of_quantized_tensors():
+    from transformers.core_model_loading import ConversionOps, WeightConverter, revert_weight_conversion
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+    from transformers.integrations.moe import _grouped_mm
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    assert issubclass(Bnb4bitQuantize, ConversionOps), "Bnb4bitQuantize is no ConversionOps any more"
+    assert "force_cpu" in inspect.signature(WeightConverter).parameters, "WeightConverter.force_cpu moved"
+    assert list(inspect.signature(revert_weight_conversion).parameters)[:2] == ["model", "state_dict"]
+    assert list(inspect.signature(_grouped_mm).parameters) == ["input", "weight", "offs"], "_grouped_mm changed"
+    for name in ("param_needs_quantization", "get_quantize_ops", "update_weight_conversions"):
+        assert hasattr(Bnb4BitHfQuantizer, name), f"Bnb4BitHfQuantizer.{name} moved"
+
+
+def test_peft_wrapper_of_stacked_parameters():
+    from peft import LoraConfig
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for name in ("get_param", "get_delta_factors", "_activate_lora", "merge", "unmerge"):
+        assert hasattr(ParamWrapper, name), f"peft's ParamWrapper.{name} moved"
+    assert hasattr(LoraConfig, "_register_custom_module"), "LoraConfig._register_custom_module moved"
+
+
+def test_trl_fused_head_of_the_memory_plan():
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
+    assert _CHUNKED_LOGPROB_CHUNK_SIZE > 0
+    names = list(inspect.signature(_ChunkedLogProbFunction.forward).parameters)
+    assert names[:6] == ["ctx", "hidden", "weight", "bias", "targets", "temperature"], names

@@ -14,8 +14,9 @@ from dsocr.failures import explain
 from dsocr.images import image_geometry
 from dsocr.memory.live_memory import LiveMemory
 from dsocr.memory.measurement import StepOptions, measure_steps
-from dsocr.memory.plan import CARDS_GIB, MemorySettings, largest_image, plan_memory
+from dsocr.memory.plan import CARDS_GIB, largest_image, plan_memory
 from dsocr.memory.plan_report import NotEnoughMemoryError, check_memory, plan_run
+from dsocr.memory.settings import MemorySettings
 from dsocr.models.quantization import quantize_model
 from dsocr.models.released_shapes import RELEASED, released_config
 from dsocr.models.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model

@@ -21,7 +21,8 @@ from dsocr.data.synthetic import generate_lines
 from dsocr.demo import TINY_BASE
 from dsocr.images import ImageGeometry
 from dsocr.memory.live_memory import LiveMemory
-from dsocr.memory.plan import MemorySettings, largest_image, plan_memory
+from dsocr.memory.plan import largest_image, plan_memory
+from dsocr.memory.settings import MemorySettings
 from dsocr.models import freeze_vision, load_model, native_config
 from dsocr.models.loading import MODEL_CLASSES, read_raw_config
 from dsocr.models.quantization import OcrQuantizationConfig, weight_bytes

@@ -5,20 +5,18 @@ evaluation batch are run on them, and the bytes of the live tensors are counted 
 frozen vision and expanded 4-bit weights need no formulas of their own.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.initialization import no_init_weights
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
 from dsocr.images import ImageGeometry
+from dsocr.memory.fake_models import adapt, materialize_fakes, shape_of_model
 from dsocr.memory.live_memory import LiveMemory
-from dsocr.models.freezing import freeze_vision
-from dsocr.models.loading import MODEL_CLASSES
+from dsocr.memory.settings import MemorySettings
 
 
 CARDS_GIB = (4, 6, 8, 12, 16, 24, 80)
@@ -28,41 +26,6 @@ RESERVED_BYTES = int(0.6 * 2**30)
 PROMPT_TOKENS = 6
 # bitsandbytes' 8-bit optimizers: two states of one byte, and a scale per 256 values.
 _BYTES_PER_8BIT_PARAMETER = 2 + 2 * 4 / 256
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """What decides a run's memory, besides model and geometry.
-
-    Attributes:
-        dtype: Type of the weights that are not quantised.
-        load_in_4bit: Whether linear layers and routed experts are packed.
-        quantize_vision: Whether the vision side is packed too.
-        quantize_experts: `False`: bitsandbytes as it is, which leaves the routed experts in 16 bit.
-        target_modules: LoRA's target modules; `None` trains nothing.
-        target_parameters: LoRA's target parameters (routed experts).
-        lora_r: LoRA's rank.
-        batch_size: Training batch.
-        eval_batch_size: Batch that evaluation generates with.
-        answer_tokens: Longest answer, trained on or generated.
-        checkpointing: Activation checkpointing.
-        optim: Name of the optimizer, as TrainingArguments has it.
-        compact_head: The loss is computed at answer positions alone (TRL with Triton, on a GPU).
-    """
-
-    dtype: torch.dtype = torch.bfloat16
-    load_in_4bit: bool = False
-    quantize_vision: bool = False
-    quantize_experts: bool = True
-    target_modules: str | list[str] | None = None
-    target_parameters: list[str] | None = None
-    lora_r: int = 16
-    batch_size: int = 2
-    eval_batch_size: int = 8
-    answer_tokens: int = 256
-    checkpointing: bool = True
-    optim: str = "adamw_torch_fused"
-    compact_head: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,95 +77,6 @@ class MemoryPlan:
             "reserved_bytes": RESERVED_BYTES,
             "fits_gib": [card for card in CARDS_GIB if self.fits(card)],
         }
-
-
-class _ExpandedProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows, layer):
-        ctx.layer = layer
-        return nn.functional.linear(rows, layer.expanded(), layer.bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient @ ctx.layer.expanded(), None
-
-
-class _PackedLinear(nn.Linear):
-    """The memory of bitsandbytes' Linear4bit; the original cannot be made of fake tensors."""
-
-    def __init__(self, linear: nn.Linear):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.compute_dtype = linear.weight.dtype
-        blocks = linear.weight.numel() // 64
-        self.weight = nn.Parameter(torch.empty(linear.weight.numel() // 2, dtype=torch.uint8), requires_grad=False)
-        # A byte per block, and four per 256 blocks.
-        self.register_buffer("scales", torch.empty(blocks + blocks // 64, dtype=torch.uint8))
-        self.bias = linear.bias
-
-    def expanded(self) -> torch.Tensor:
-        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return _ExpandedProduct.apply(rows.to(self.compute_dtype), self)
-
-
-def _pack(model: nn.Module, settings: MemorySettings) -> None:
-    from dsocr.models.quantization import WEIGHTS, Experts4bit, is_skipped, replace_experts
-
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and not is_skipped(name, settings.quantize_vision):
-            model.set_submodule(name, _PackedLinear(module))
-    if settings.quantize_experts:
-        replace_experts(model)
-        for experts in model.modules():
-            if isinstance(experts, Experts4bit):
-                for name in WEIGHTS:
-                    experts.pack(name)
-
-
-def _shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Module:
-    import bitsandbytes.functional as bnb
-
-    # bitsandbytes keeps its code tables in a cache; they must be real.
-    bnb.quantize_4bit(torch.zeros(64, 64), compress_statistics=True)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(settings.dtype)
-    try:
-        with torch.device("meta"), no_init_weights():
-            model = MODEL_CLASSES[config.model_type](config)
-            freeze_vision(model)
-            model.requires_grad_(settings.target_modules is None)
-            if settings.load_in_4bit:
-                _pack(model, settings)
-            return model
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _materialize_fakes(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones on the CPU: they run the operations that real ones would run."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-            module.register_parameter(name, nn.Parameter(fake, requires_grad=parameter.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
-
-
-def _adapted(model: nn.Module, settings: MemorySettings) -> nn.Module:
-    if settings.target_modules is None:
-        return model
-    config = LoraConfig(
-        r=settings.lora_r,
-        target_modules=settings.target_modules,
-        target_parameters=settings.target_parameters,
-    )
-    if settings.load_in_4bit and settings.quantize_experts:
-        from dsocr.models.expert_lora import adapt_experts
-
-        adapt_experts(config)
-    return get_peft_model(model, config)
 
 
 def largest_image(geometry: ImageGeometry) -> tuple[int, int]:
@@ -312,11 +186,11 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
     Returns:
         The plan. On a GPU its `peak_bytes` are the allocator's `max_memory_allocated`, without context and rounding.
     """
-    model = _shape_of_model(config, settings)
+    model = shape_of_model(config, settings)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    adapted = _adapted(model, settings)
+    adapted = adapt(model, settings)
     with FakeTensorMode():
-        _materialize_fakes(adapted)
+        materialize_fakes(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         adapter = 0 if settings.target_modules is None else gradients
@@ -342,23 +216,3 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
         trainable_parameters=sum(parameter.numel() for parameter in trained),
         image_tokens=geometry.count_tokens(*largest_image(geometry)),
     )
-
-
-def cheaper_settings(settings: MemorySettings) -> dict[str, MemorySettings]:
-    """The flags that could save memory, each as settings with only that flag changed."""
-    options = {}
-    if not settings.load_in_4bit:
-        options["--load_in_4bit"] = replace(settings, load_in_4bit=True)
-    elif not settings.quantize_vision:
-        options["--quantize_vision"] = replace(settings, quantize_vision=True)
-    if not settings.checkpointing:
-        options["--activation_checkpointing true"] = replace(settings, checkpointing=True)
-    if settings.batch_size > 1:
-        options["--per_device_train_batch_size 1"] = replace(settings, batch_size=1)
-    if settings.eval_batch_size > 1:
-        options["--per_device_eval_batch_size 1"] = replace(settings, eval_batch_size=1)
-    if settings.target_parameters:
-        options["no --lora_target_parameters"] = replace(settings, target_parameters=None)
-    if "8bit" not in settings.optim:
-        options["--optim paged_adamw_8bit"] = replace(settings, optim="paged_adamw_8bit")
-    return options

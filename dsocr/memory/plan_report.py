@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from dsocr.demo import TINY_BASE
 from dsocr.images import PATCH_SIZE, ImageGeometry, image_geometry
-from dsocr.memory.plan import CARDS_GIB, RESERVED_BYTES, MemoryPlan, MemorySettings, cheaper_settings, plan_memory
+from dsocr.memory.plan import CARDS_GIB, RESERVED_BYTES, MemoryPlan, plan_memory
+from dsocr.memory.settings import MemorySettings, cheaper_settings
 from dsocr.models.config import model_version, native_config
 from dsocr.models.loading import read_raw_config
 from dsocr.models.released_shapes import RELEASED, released_config

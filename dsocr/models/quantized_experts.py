@@ -69,10 +69,6 @@ class Experts4bit(nn.Module):
             return self.num_experts, 2 * self.intermediate_dim, self.hidden_dim
         return self.num_experts, self.hidden_dim, self.intermediate_dim
 
-    def is_packed(self, name: str) -> bool:
-        """Whether a weight has been quantised."""
-        return not getattr(self, name).is_floating_point()
-
     @torch.no_grad()
     def quantize(
         self, name: str, weight: torch.Tensor, device: torch.device | str

@@ -104,6 +104,17 @@ def parse_reading_arguments(argv: Sequence[str], kind: type) -> ReadingArguments
     return arguments
 
 
+def reader_options(arguments: ReadingArguments) -> dict:
+    """The arguments of `load_reader` that come from the command line, beside model and adapter."""
+    return {
+        "revision": arguments.model_revision,
+        "dtype": arguments.dtype,
+        "load_in_4bit": arguments.load_in_4bit,
+        "image_mode": arguments.image_mode,
+        "prompt": arguments.prompt,
+    }
+
+
 def generation_options(arguments: ReadingArguments) -> dict:
     """The arguments of `read_lines` that come from the command line."""
     return {

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 
 from dsocr.evaluation import EvaluatedSet, evaluate_dataset
-from dsocr.memory.plan import MemorySettings
 from dsocr.memory.plan_report import plan_run
+from dsocr.memory.settings import MemorySettings
 from dsocr.models import load_adapter, load_model
 from dsocr.models.loading import parse_dtype
 from dsocr.processor import OcrProcessor
