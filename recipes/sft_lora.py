@@ -30,6 +30,7 @@ from dsocr.arguments import (
 from dsocr.collator import OcrCollator
 from dsocr.data import BadSamples, load_training_sets
 from dsocr.demo import prepare_demo
+from dsocr.doctor import examine_quickly
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
@@ -93,6 +94,8 @@ def main(script_args, training_args, model_args):
         if is_main:
             bad_samples.write(output_dir / "skipped_samples.json")
             write_data_summary(output_dir, sets, processor, bad_samples.counts)
+        for finding in examine_quickly(sets, processor, script_args.max_new_tokens):
+            logger.warning("data: %s: %s", finding.message, finding.advice)
 
     ################
     # Training

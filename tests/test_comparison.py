@@ -11,8 +11,8 @@ from dsocr.reading.comparison import (
     group_metrics,
     mark_differences,
     name_length,
-    name_script,
 )
+from dsocr.scripts import name_script
 
 
 @pytest.mark.parametrize(

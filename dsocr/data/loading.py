@@ -148,6 +148,43 @@ def _check_rows(rows: list[dict[str, Any]] | Dataset, examine: Callable, progres
         )
 
 
+def read_local_rows(
+    source: str | Path,
+    bad: BadSamples,
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    encoding: str | None = None,
+) -> list[tuple[str, dict[str, str]]]:
+    """Rows of a local source as they stand there: texts untouched, images not opened.
+
+    Args:
+        source: A metadata file, or a folder with one (with `train/` and `test/` inside: both, with a `split` each).
+        bad: Refuses or counts rows without columns, and paths that leave the folder.
+        image_column: See `load_ocr_dataset`.
+        text_column: See `load_ocr_dataset`.
+        encoding: See `load_ocr_dataset`.
+
+    Returns:
+        `(where, {"image", "text", "page", "split"})`, the last two when they are known.
+
+    Raises:
+        FileNotFoundError: no such file, folder, or metadata file in it.
+        ValueError: for a Hub id or a folder of Parquet files.
+    """
+    folder, rows = Path(source), []
+    columns = (image_column, text_column, encoding)
+    for split in SPLIT_FOLDERS:
+        if folder.is_dir() and (metadata := _find_in_split_folder(folder, split)):
+            rows += [(where, {"split": split, **row}) for where, row in _local_rows(metadata, bad, *columns)]
+    if rows:
+        return rows
+    metadata = _locate(str(source), None)
+    if metadata is None:
+        raise ValueError(f"{source}: only local files are examined; write a Hub dataset to a folder first.")
+    return list(_local_rows(metadata, bad, *columns))
+
+
 def load_ocr_dataset(
     source: str | Path,
     *,

@@ -1,7 +1,6 @@
 """Where a reader errs, and whether one reader is better than another: groups, confusions, worst lines, paired intervals."""
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,24 +11,6 @@ from dsocr.metrics import BOOTSTRAP_SAMPLES, compute_metrics, count_edits, norma
 
 
 LENGTH_LIMITS = (10, 30, 60)
-_SCRIPTS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "CJK", "HIRAGANA", "KATAKANA", "HANGUL", "DEVANAGARI")
-
-
-def name_script(text: str) -> str:
-    """`"latin"`, `"cyrillic"`, ..., `"mixed"` for letters of several scripts, `"none"` for a text without letters.
-
-    Example:
-        >>> name_script("Dear sir"), name_script("Дом 7"), name_script("1905"), name_script("ДNA")
-        ('latin', 'cyrillic', 'none', 'mixed')
-    """
-    found = set()
-    for character in text:
-        if character.isalpha():
-            name = unicodedata.name(character, "OTHER")
-            found.add(next((script for script in _SCRIPTS if name.startswith(script)), "OTHER"))
-    if not found:
-        return "none"
-    return found.pop().lower() if len(found) == 1 else "mixed"
 
 
 def name_length(text: str) -> str:

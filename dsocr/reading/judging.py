@@ -23,9 +23,9 @@ from dsocr.reading.comparison import (
     find_worst,
     group_metrics,
     name_length,
-    name_script,
 )
 from dsocr.reading.prediction_file import PredictionFile
+from dsocr.scripts import name_script
 
 
 logger = logging.getLogger(__name__)

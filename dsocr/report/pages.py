@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.image_files import UnreadableImageError, open_image
-from dsocr.reading.comparison import mark_differences, name_script
+from dsocr.reading.comparison import mark_differences
 from dsocr.reading.judging import EVALUATION_NAME
 from dsocr.report.gallery_files import GALLERY_FOLDER, MAX_HEIGHT, MAX_WIDTH
 from dsocr.report.hints import suggest_next_steps
 from dsocr.report.plots import draw_console, draw_curves
 from dsocr.report.run_folder import CURVES, RunFolder, read_run_folder
+from dsocr.scripts import name_script
 
 
 HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"

@@ -1,0 +1,202 @@
+"""The examination as a whole, its summary and its files."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsocr.data.bad_samples import BadSamples
+from dsocr.data.loading import read_local_rows
+from dsocr.data.training_sets import TrainingSets
+from dsocr.doctor.findings import SEVERITIES, Finding
+from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, look_at_all
+from dsocr.doctor.length_checks import check_lengths, summarize_modes
+from dsocr.doctor.split_checks import check_splits
+from dsocr.doctor.text_checks import check_texts, clean_text, count_alphabet, find_repeated
+from dsocr.processor import OcrProcessor
+from dsocr.report.pages import embed_image, render_page
+
+
+logger = logging.getLogger(__name__)
+
+JSON_NAME, HTML_NAME = "doctor.json", "doctor.html"
+SHOWN = 5
+PICTURES = 12
+# Rows with these findings are left out of a repaired copy.
+_LEFT_OUT = (
+    "missing",
+    "unreadable",
+    "too_small",
+    "too_elongated",
+    "too_large",
+    "blank",
+    "empty_text",
+    "reserved_token",
+)
+
+
+@dataclass
+class Examination:
+    """What was found about a dataset.
+
+    Attributes:
+        source: The dataset.
+        rows: `(where, row)` as they stand in the file.
+        facts: What was seen of their images.
+        findings: Everything that is wrong, the worst first.
+        summary: Counts, alphabet, tokens and modes.
+        copies: Groups of rows that show the same picture.
+    """
+
+    source: str
+    rows: list[tuple[str, dict[str, str]]]
+    facts: list[ImageFacts]
+    findings: list[Finding] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    copies: list[list[int]] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is no error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        summary = self.summary
+        shown = [
+            f"{summary['rows']} rows, {summary['images_opened']} images opened, "
+            f"{len(summary['alphabet'])} different characters, {summary['characters']} in all"
+        ]
+        for finding in self.findings:
+            shown.append(f"{finding.severity:>7}  {finding.message}: {finding.advice}")
+            shown += [f"           {where}" for where in finding.where[:SHOWN]]
+            if len(finding.where) > SHOWN:
+                shown.append(f"           ... and {len(finding.where) - SHOWN} more")
+        for mode, values in summary.get("modes", {}).items():
+            shown.append(
+                f"   mode  {mode}: {values['median_tokens']:g} image tokens (up to {values['largest_tokens']}), letters "
+                f"stretched {values['median_stretch']} times, lines {values['median_line_height']:g} pixels high"
+            )
+        return shown
+
+    def write(self, output_dir: str | Path) -> Path:
+        """Write `doctor.json` and `doctor.html`; returns the path of the latter."""
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        findings = [finding.to_dict() for finding in self.findings]
+        content = {"source": self.source, "summary": self.summary, "findings": findings}
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        (folder / JSON_NAME).write_text(text, encoding="utf-8")
+        pictures = {
+            index: embed_image(self.rows[index][1]["image"])
+            for finding in self.findings
+            for index in finding.rows[:PICTURES]
+        }
+        return render_page("doctor.html.j2", folder / HTML_NAME, examination=self, pictures=pictures, shown=PICTURES)
+
+
+def examine(
+    source: str | Path, processor: OcrProcessor | None = None, *, max_new_tokens: int = 256, **columns: Any
+) -> Examination:
+    """Examine a local dataset.
+
+    Args:
+        source: A metadata file, or a folder with one.
+        processor: Counts tokens and tiles; without it lengths are not looked at.
+        max_new_tokens: Longest answer that evaluation will generate.
+        **columns: `image_column`, `text_column`, `encoding`.
+
+    Raises:
+        As `read_local_rows`; ValueError when there is no row.
+    """
+    bad = BadSamples("skip")
+    rows = read_local_rows(source, bad, **columns)
+    if not rows:
+        raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
+    where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]
+    facts = look_at_all([row["image"] for _, row in rows])
+    found = Examination(str(source), rows, facts)
+    for reason in bad.counts:
+        entries = [entry for entry in bad.entries if entry["reason"] == reason]
+        places = [entry["where"] for entry in entries]
+        found.findings.append(
+            Finding(reason, "error", f"{len(entries)} rows: {entries[0]['message']}", "mend them", places)
+        )
+    found.copies = find_copies(facts)
+    found.findings += check_images(facts, where) + check_texts(texts, where)
+    splits, pages = ([row.get(column) for _, row in rows] for column in ("split", "page"))
+    found.findings += check_splits(splits, pages, found.copies, find_repeated(texts), where)
+    sizes = [fact.size for fact in facts if fact.size is not None]
+    found.summary = {
+        "rows": len(rows),
+        "images_opened": len(sizes),
+        "characters": sum(len(text) for text in texts),
+        "alphabet": count_alphabet(texts),
+        "splits": {str(split): splits.count(split) for split in sorted(set(splits), key=str)},
+        "pages": len({page for page in pages if page is not None}),
+    }
+    if processor is not None and sizes:
+        findings, lengths = check_lengths(texts, processor, max_new_tokens, where)
+        found.findings += findings
+        found.summary |= {"modes": summarize_modes(sizes, processor), **lengths}
+    found.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -len(finding.rows)))
+    return found
+
+
+def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens: int) -> list[Finding]:
+    """The short form for training runs, whose images have been opened already: texts, pages and texts on both sides, and
+    lengths.
+
+    Args:
+        sets: Sets of the run.
+        processor: Its processor.
+        max_new_tokens: Longest answer that evaluation generates.
+
+    Returns:
+        Findings that are no mere notes.
+    """
+    texts, where, splits, pages = [], [], [], []
+    for name, dataset in (("train", sets.train), ("held_out", sets.held_out)):
+        texts += dataset["text"]
+        where += [f"{name}[{index}]" for index in range(len(dataset))]
+        splits += [name] * len(dataset)
+        pages += dataset["page"] if "page" in dataset.column_names else [None] * len(dataset)
+    found = check_texts(texts, where) + check_splits(splits, pages, [], [], where)
+    found += check_lengths(texts, processor, max_new_tokens, where)[0]
+    return [finding for finding in found if finding.severity != "note"]
+
+
+def write_repaired(examination: Examination, output_dir: str | Path) -> int:
+    """Write a repaired copy: unusable rows and further copies of a picture left out, texts cleaned.
+
+    Args:
+        examination: What was found.
+        output_dir: A new folder; the source is only read.
+
+    Returns:
+        The number of rows that were written.
+
+    Raises:
+        ValueError: when the folder holds a dataset already.
+    """
+    folder = Path(output_dir)
+    if (folder / "metadata.jsonl").exists():
+        raise ValueError(f"--fix {folder}: holds a dataset already; name another folder.")
+    left_out = {index for finding in examination.findings if finding.kind in _LEFT_OUT for index in finding.rows}
+    left_out |= {index for group in examination.copies for index in group[1:]}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    count = 0
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for index, (_, row) in enumerate(examination.rows):
+            text = clean_text(row["text"])
+            if index in left_out or not text:
+                continue
+            name = f"images/{count:07d}{Path(row['image']).suffix.lower()}"
+            shutil.copyfile(row["image"], folder / name)
+            kept = {column: row[column] for column in ("page", "split") if column in row}
+            file.write(json.dumps({"image": name, "text": text, **kept}, ensure_ascii=False) + "\n")
+            count += 1
+    logger.info("%d of %d rows in %s", count, len(examination.rows), folder)
+    return count

@@ -1,0 +1,136 @@
+"""Images that cannot be used or hold nothing, and images that are there twice."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from dsocr.doctor.findings import Finding
+from dsocr.image_files import UnreadableImageError, open_image
+
+
+SMALL_SIDE = 16
+HUGE_PIXELS = 20_000_000
+# Standard deviation of the brightness, of 255, under which nothing is written.
+BLANK_DEVIATION = 4.0
+# Bits of 256 in which the fingerprints of two copies of one picture may differ.
+SAME_PICTURE = 10
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What was seen of an image.
+
+    Attributes:
+        size: Width and height in pixels as seen; `None` when it could not be opened.
+        deviation: Standard deviation of the brightness.
+        fingerprint: 256 bits, see `fingerprint_image`.
+        reason: Why it could not be opened, a short word.
+        problem: The same for people.
+    """
+
+    size: tuple[int, int] | None
+    deviation: float = 0.0
+    fingerprint: int = 0
+    reason: str = ""
+    problem: str = ""
+
+
+def fingerprint_image(image: Image.Image) -> int:
+    """Difference hash of 16 x 16 bits: whether each of 17 x 16 grey fields is brighter than the one to its right.
+
+    It does not change with size, compression and a little brightness. Source: Krawetz, "Kind of like that", 2013.
+    """
+    small = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
+
+
+def look_at(path: str) -> ImageFacts:
+    """Open one image."""
+    try:
+        image = open_image(path)
+    except UnreadableImageError as error:
+        return ImageFacts(None, reason=error.reason, problem=str(error))
+    size = image.size
+    image.thumbnail((512, 512))
+    return ImageFacts(size, float(np.asarray(image.convert("L")).std()), fingerprint_image(image))
+
+
+def look_at_all(paths: Sequence[str]) -> list[ImageFacts]:
+    """Open all images, several at a time."""
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(look_at, paths), total=len(paths), desc="Looking at images", unit="img", delay=1))
+
+
+def find_copies(facts: Sequence[ImageFacts]) -> list[list[int]]:
+    """Groups of images that show the same picture.
+
+    Fingerprints are cut into more pieces than bits may differ, so two copies share a piece and are compared.
+    """
+    pieces = SAME_PICTURE + 1
+    width = 256 // pieces + 1
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    parent = list(range(len(facts)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for index, fact in enumerate(facts):
+        if fact.size is None or fact.deviation < BLANK_DEVIATION:
+            continue
+        for piece in range(pieces):
+            key = (piece, fact.fingerprint >> (piece * width) & ((1 << width) - 1))
+            for other in buckets[key][-50:]:
+                same_shape = abs(fact.size[0] * facts[other].size[1] - fact.size[1] * facts[other].size[0]) <= 0.05 * (
+                    fact.size[0] * facts[other].size[1]
+                )
+                if same_shape and (fact.fingerprint ^ facts[other].fingerprint).bit_count() <= SAME_PICTURE:
+                    parent[root(index)] = root(other)
+            buckets[key].append(index)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(facts)):
+        groups[root(index)].append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def check_images(facts: Sequence[ImageFacts], where: Sequence[str]) -> list[Finding]:
+    """Findings about single images."""
+    groups: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+    for index, fact in enumerate(facts):
+        if fact.size is None:
+            key = (
+                fact.reason,
+                "error",
+                "images that cannot be opened or used",
+                "replace them, or --fix leaves them out",
+            )
+        elif fact.deviation < BLANK_DEVIATION:
+            key = ("blank", "error", "images on which nothing is written", "leave them out (--fix does)")
+        elif min(fact.size) < SMALL_SIDE:
+            key = (
+                "tiny",
+                "warning",
+                f"images less than {SMALL_SIDE} pixels high or wide",
+                "cut them at a higher resolution",
+            )
+        elif fact.size[0] * fact.size[1] > HUGE_PIXELS:
+            key = (
+                "huge",
+                "note",
+                "images of more than 20 million pixels",
+                "they only cost loading time; make them smaller",
+            )
+        else:
+            continue
+        groups[key].append(index)
+    return [
+        Finding(kind, severity, f"{len(rows)} {text}", advice, [where[i] for i in rows], rows)
+        for (kind, severity, text, advice), rows in groups.items()
+    ]

@@ -1,0 +1,64 @@
+"""What must not be on both sides of a split."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from dsocr.doctor.findings import Finding
+
+
+def _crossing(groups: Sequence[Sequence[int]], splits: Sequence[str | None]) -> list[int]:
+    rows = []
+    for group in groups:
+        if len({splits[index] for index in group}) > 1:
+            rows += group
+    return sorted(rows)
+
+
+def check_splits(
+    splits: Sequence[str | None],
+    pages: Sequence[str | None],
+    copies: Sequence[Sequence[int]],
+    repeated: Sequence[Sequence[int]],
+    where: Sequence[str],
+) -> list[Finding]:
+    """Findings about copies, and about pages and texts on both sides.
+
+    Args:
+        splits: Split of every row, `None` when the source has none.
+        pages: Page of every row, `None` when it is not known.
+        copies: Groups of rows that show the same picture.
+        repeated: Groups of rows with the same text.
+        where: Names of the rows.
+    """
+
+    def finding(kind: str, severity: str, message: str, advice: str, rows: list[int]) -> Finding:
+        return Finding(kind, severity, message, advice, [where[i] for i in rows], rows)
+
+    findings = []
+    if copies:
+        rows = sorted(index for group in copies for index in group)
+        message = f"{len(copies)} pictures are there more than once ({len(rows)} rows)"
+        findings.append(finding("copies", "warning", message, "--fix keeps the first of each", rows))
+    crossing = _crossing(copies, splits)
+    if crossing:
+        message = f"{len(crossing)} rows show a picture that is in train and in test"
+        findings.append(
+            finding("copies_across", "error", message, "error rates would be too good; --fix helps", crossing)
+        )
+    if repeated:
+        rows = sorted(index for group in repeated for index in group)
+        message = f"{len(repeated)} texts occur more than once ({len(rows)} rows)"
+        findings.append(finding("repeated_texts", "note", message, "fine for short words, odd for long lines", rows))
+    by_page: dict[str, list[int]] = defaultdict(list)
+    for index, page in enumerate(pages):
+        if page is not None:
+            by_page[page].append(index)
+    crossing = _crossing(list(by_page.values()), splits)
+    if crossing:
+        message = f"{len(crossing)} rows are of pages that are in train and in test"
+        advice = "split by page: the same hand and paper on both sides makes error rates too good"
+        findings.append(finding("pages_across", "error", message, advice, crossing))
+    if all(page is None for page in pages):
+        advice = "name a page a row, or lines of one page land on both sides"
+        findings.append(finding("no_pages", "note", "no row says which page it is from", advice, []))
+    return findings
