@@ -50,6 +50,9 @@ class OcrScriptArguments(ScriptArguments):
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the lines held out, by page, when the dataset has no test split."}
     )
+    fold: str | None = field(
+        default=None, metadata={"help": "Cross-validation: 2/5 holds out the second of five folds, by page."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on no more than this many lines."})
     max_eval_samples: int | None = field(
         default=200, metadata={"help": "Evaluate on no more than this many held-out lines."}
@@ -276,6 +279,7 @@ def data_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> d
         "max_train_samples": script_args.max_train_samples,
         "max_eval_samples": script_args.max_eval_samples,
         "extra": script_args.extra_eval_datasets,
+        "fold": script_args.fold,
         "seed": training_args.seed,
     }
 

@@ -62,8 +62,9 @@ def main(arguments: argparse.Namespace) -> None:
     is_upstream = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type") == "deepseek_vl_v2"
     layout = arguments.layout or ("upstream" if is_upstream else "native")
     with stage(f"writing {output_dir}, {layout} layout"):
-        write_checkpoint(merged, output_dir, base, layout=layout, dtype=dtype)
+        # First, so that the base's own tokenizer files, byte for byte, are the ones that stay.
         processor.save_pretrained(output_dir)
+        write_checkpoint(merged, output_dir, base, layout=layout, dtype=dtype)
         results = {"base_model_name_or_path": name, "revision": revision} | processor.to_dict()
         if (adapter / RESULTS_NAME).is_file():
             results |= json.loads((adapter / RESULTS_NAME).read_text(encoding="utf-8"))

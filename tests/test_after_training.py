@@ -235,6 +235,9 @@ def test_merging_through_the_recipe(adapter, tmp_path):
     assert transcribe(merged, processor, images, **options) == transcribe(
         adapted, OcrProcessor.from_pretrained(adapter), images, **options
     )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (adapter / "base_model" / name).read_bytes(), name
+    assert (tmp_path / "merged" / "processor_config.json").is_file()
     card = ModelCard.load(tmp_path / "merged" / "README.md")
     assert card.data.library_name == "transformers"
     # The demonstration's LoRA on CLIP has no form in upstream's names.

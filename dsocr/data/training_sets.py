@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from dsocr.data.bad_samples import BadSamples
 from dsocr.data.loading import has_test_split, load_ocr_dataset
-from dsocr.data.splits import split_by_page
+from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
 from dsocr.processor import OcrProcessor
 
 
@@ -44,6 +44,13 @@ def _parse_named_path(word: str) -> tuple[str, str]:
     return name, path
 
 
+def _parse_fold(word: str) -> tuple[int, int]:
+    fold, found, n_folds = word.partition("/")
+    if not found or not fold.isdigit() or not n_folds.isdigit():
+        raise ValueError(f"--fold {word}: write 2/5 for the second of five folds.")
+    return int(fold), int(n_folds)
+
+
 def _draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
     # A prefix of the file would be one page; a seeded draw is spread over all of them.
     return dataset if count is None or len(dataset) <= count else dataset.shuffle(seed).select(range(count))
@@ -64,6 +71,7 @@ def load_training_sets(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     extra: list[str] | None = None,
+    fold: str | None = None,
     seed: int = 0,
 ) -> TrainingSets:
     """Load the sets of a run; when the source has no test split, whole pages are held out.
@@ -82,6 +90,8 @@ def load_training_sets(
         max_train_samples: Upper limit of the training set.
         max_eval_samples: Upper limit of each evaluated set.
         extra: `NAME=PATH` words.
+        fold: `2/5` holds out the second of five folds, also when the source has a test split of its own, which is then
+            not looked at.
         seed: Seed of the split and of the draws.
 
     Raises:
@@ -95,7 +105,10 @@ def load_training_sets(
         "processor": processor,
         "max_length": max_length,
     }
-    if has_test_split(source, test_split, config):
+    if fold is not None:
+        split = train_split if has_test_split(source, test_split, config) else None
+        train, held_out = split_into_fold(load_ocr_dataset(source, split=split, **options), *_parse_fold(fold), seed)
+    elif has_test_split(source, test_split, config):
         train = load_ocr_dataset(source, split=train_split, **options)
         held_out = load_ocr_dataset(source, split=test_split, **options)
     else:
@@ -104,6 +117,7 @@ def load_training_sets(
     named = dict(_parse_named_path(word) for word in extra or [])
     extra_options = {**options, "config": None}
     extra_sets = {name: load_ocr_dataset(path, **extra_options) for name, path in named.items()}
+    warn_about_width(held_out)
     logger.info("%d lines to train on, %d held out; %s", len(train), len(held_out), bad_samples.summary())
     return TrainingSets(
         _draw(train, max_train_samples, seed),
