@@ -50,6 +50,9 @@ class OcrScriptArguments(ScriptArguments):
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the lines held out, by page, when the dataset has no test split."}
     )
+    augment: bool = field(
+        default=False, metadata={"help": "Vary the training images (slant, light, blur, ...); for small sets."}
+    )
     fold: str | None = field(
         default=None, metadata={"help": "Cross-validation: 2/5 holds out the second of five folds, by page."}
     )

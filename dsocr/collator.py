@@ -1,11 +1,14 @@
 """The vision collator: samples of any tile counts in one padded batch."""
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from dsocr.augmentation import augment_image
 from dsocr.batches import OcrSample
+from dsocr.image_files import image_name, open_image
 from dsocr.processor import OcrProcessor
 
 
@@ -25,6 +28,10 @@ class OcrCollator:
         max_length: Longest sequence in tokens that is accepted; `None` accepts any.
         for_generation: Leave out the answer and pad on the left.
         pad_to_multiple_of: Round the batch's length up to a multiple.
+        augment: Vary the images (training alone).
+        seed: With `epoch`, the image's name and its text it decides how an image is varied: anew in every epoch, alike
+            in every worker and in a resumed run.
+        epoch: Set by the trainer when an epoch begins.
 
     Raises (when called):
         ValueError: for a sample longer than `max_length`, naming its file, its prompt's and its answer's length.
@@ -35,9 +42,24 @@ class OcrCollator:
     max_length: int | None = None
     for_generation: bool = False
     pad_to_multiple_of: int | None = None
+    augment: bool = False
+    seed: int = 0
+    epoch: int = 0
+
+    def _image(self, source: Any, text: str | None) -> Any:
+        if not self.augment or self.for_generation:
+            return source
+        name = image_name(source)
+        varied = augment_image(open_image(source), random.Random(f"{self.seed}/{self.epoch}/{name}/{text}"))
+        # For messages.
+        varied.filename = name
+        return varied
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        samples = [self.processor.prepare(row["image"], None if self.for_generation else row["text"]) for row in rows]
+        texts = [None if self.for_generation else row["text"] for row in rows]
+        samples = [
+            self.processor.prepare(self._image(row["image"], text), text) for row, text in zip(rows, texts, strict=True)
+        ]
         for sample in samples:
             self._refuse_overlong(sample)
         batch = self.processor.collate(
@@ -52,6 +74,10 @@ class OcrCollator:
                 answer = slice(sample.prompt_length, len(sample.input_ids))
                 batch["labels"][row, answer] = batch["input_ids"][row, answer]
         return batch
+
+    def without_augmentation(self) -> "OcrCollator":
+        """The same collator for evaluation."""
+        return replace(self, augment=False)
 
     def _refuse_overlong(self, sample: OcrSample) -> None:
         if self.max_length is not None and len(sample.input_ids) > self.max_length:

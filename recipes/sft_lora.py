@@ -113,7 +113,9 @@ def main(script_args, training_args, model_args):
         trainer = OcrTrainer(
             model=model,
             args=training_args,
-            data_collator=OcrCollator(processor, dtype=model.dtype, max_length=max_length),
+            data_collator=OcrCollator(
+                processor, model.dtype, max_length, augment=script_args.augment, seed=training_args.seed
+            ),
             train_dataset=sets.train,
             eval_dataset=sets.held_out,
             processing_class=processor,

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from transformers import ProgressCallback, TrainerCallback
 
+from dsocr.collator import OcrCollator
+
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,21 @@ class FirstStepsCallback(TrainerCallback):
         if state.global_step <= FIRST_STEPS:
             control.should_log = True
         return control
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the collator which epoch it is, before the workers of the epoch are started.
+
+    Args:
+        collator: The training collator.
+    """
+
+    def __init__(self, collator: OcrCollator):
+        self._collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # In the middle of an epoch after resuming, a whole number otherwise.
+        self._collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class InterruptCallback(TrainerCallback):

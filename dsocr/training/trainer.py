@@ -14,7 +14,7 @@ from dsocr.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.failures import TrainingDivergedError
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
 from dsocr.trackers import log_picture
-from dsocr.training.callbacks import FirstStepsCallback, LogLineCallback, OcrProgressCallback
+from dsocr.training.callbacks import EpochCallback, FirstStepsCallback, LogLineCallback, OcrProgressCallback
 from dsocr.training.gallery import draw_examples
 from dsocr.training.preflight import PreflightReport, run_preflight
 
@@ -46,6 +46,7 @@ class OcrTrainer(SFTTrainer):
         self._reset_counts()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(FirstStepsCallback())
         self.add_callback(LogLineCallback())
         if not self.args.disable_tqdm:
@@ -81,6 +82,15 @@ class OcrTrainer(SFTTrainer):
             # The metrics of TRL's log start with the first step.
             self._metrics["train"].clear()
             self._total_train_tokens = 0
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Trainer has one collator for both; what is measured is never varied.
+        training_collator = self.data_collator
+        self.data_collator = training_collator.without_augmentation()
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
 
     def training_step(self, model, inputs, *args, **kwargs):
         if not self._counts["samples"]:
