@@ -246,6 +246,10 @@ def parse_arguments(argv: Sequence[str], *, qlora: bool = False) -> tuple[OcrScr
         check_target_modules(model_args.lora_target_modules)
         check_quantization(script_args, model_args)
         check_trackers(training_args.report_to)
+        if script_args.augment and training_args.dataloader_persistent_workers:
+            raise ValueError(
+                "--augment needs --dataloader_persistent_workers false: such workers never hear of a new epoch."
+            )
         if script_args.dataset_streaming:
             raise ValueError("--dataset_streaming is not supported: lines are checked before training.")
         if training_args.load_best_model_at_end and training_args.metric_for_best_model in ("cer", "eval_cer"):

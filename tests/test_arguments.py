@@ -138,6 +138,10 @@ def test_the_demonstration_is_used_when_nothing_is_named():
         (["--dataset_streaming"], "--dataset_streaming is not supported"),
         (["--load_in_8bit"], "--load_in_8bit is not supported.*routed experts.*Use --load_in_4bit"),
         (["--quantize_vision"], "--quantize_vision needs --load_in_4bit"),
+        (
+            ["--augment", "--dataloader_persistent_workers", "--dataloader_num_workers", "1"],
+            "--augment needs --dataloader_persistent_workers false",
+        ),
         (["--load_in_4bit", "--use_peft", "false"], "--load_in_4bit needs --use_peft"),
         (["--lora_target_parameters", "mlp.experts.down_proj"], "needs --lora_dropout 0 .now 0.05"),
     ],
