@@ -316,14 +316,11 @@ def loading_options(script_args: OcrScriptArguments, training_args: SFTConfig, m
 
 def memory_settings(script_args: OcrScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict:
     """The arguments of `dsocr.memory.settings.MemorySettings`."""
-    targets = model_args.lora_target_modules
-    # As TRL does: a single word is a regular expression.
-    targets = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
     return {
         "dtype": getattr(torch, model_args.dtype, torch.bfloat16),
         "load_in_4bit": model_args.load_in_4bit,
         "quantize_vision": script_args.quantize_vision,
-        "target_modules": targets if model_args.use_peft else None,
+        "target_modules": model_args.lora_target_modules if model_args.use_peft else None,
         "target_parameters": model_args.lora_target_parameters,
         "lora_r": model_args.lora_r,
         "batch_size": training_args.per_device_train_batch_size,

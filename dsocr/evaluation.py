@@ -56,7 +56,9 @@ class _ConfidenceRecorder(LogitsProcessor):
         self.steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids, scores):
-        self.steps.append(scores.float().softmax(dim=-1).amax(dim=-1))
+        scores_fp32 = scores.float()
+        # The largest softmax value, without the softmax of the whole vocabulary.
+        self.steps.append((scores_fp32.amax(dim=-1) - scores_fp32.logsumexp(dim=-1)).exp())
         return scores
 
     def means(self, ids: torch.Tensor, pad_token_id: int) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
 MAX_ASPECT = 100

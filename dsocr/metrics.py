@@ -79,7 +79,10 @@ def _corpus_rate(edits: list[int], lengths: list[int]) -> float:
 
 
 def bootstrap_interval(edits: list[int], lengths: list[int], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the corpus rate when lines are drawn with replacement, 1000 times."""
+    """95 % interval of the corpus rate when lines are drawn with replacement, 1000 times.
+
+    With the differences of two readers' edits, line by line, it is the paired interval of the difference of their rates.
+    """
     rng = random.Random(seed)
     lines = range(len(edits))
     rates = []

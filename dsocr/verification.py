@@ -1,6 +1,5 @@
 """Verifying a checkpoint or adapter on one shipped line."""
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dsocr.environment import peak_memory_gib
 from dsocr.evaluation import transcribe
 from dsocr.metrics import compute_metrics
 from dsocr.models import load_adapter, load_model
-from dsocr.models.adapters import read_adapter_card
+from dsocr.models.adapters import find_base
 from dsocr.processor import OcrProcessor
 
 
@@ -76,23 +75,6 @@ class Verification:
         ]
 
 
-def _find_base(name: str, revision: str | None) -> tuple[str, str | None, str | None]:
-    """`(base, revision, adapter folder)`."""
-    folder = Path(name)
-    if not (folder / "adapter_config.json").is_file():
-        return name, revision, None
-    card = read_adapter_card(folder)
-    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{folder}: adapter_config.json names no base model.")
-    # A base beside the adapter (the demonstration's) is found wherever the run folder was moved to.
-    beside = folder / Path(base).name
-    base = str(beside) if not Path(base).is_dir() and beside.is_dir() else base
-    is_local = Path(base).is_dir()
-    return base, None if is_local else card.get("revision") or saved.get("revision"), str(folder)
-
-
 def verify_checkpoint(
     name: str,
     *,
@@ -119,7 +101,10 @@ def verify_checkpoint(
     if (image is None) is not (text is None):
         raise ValueError("--image and --text go together: the loss needs to know what the line says.")
     image, text = (str(SAMPLE_IMAGE), SAMPLE_TEXT) if image is None else (image, text)
-    base, revision, adapter = _find_base(name, revision)
+    base, adapter = name, None
+    if (Path(name) / "adapter_config.json").is_file():
+        adapter = name
+        base, revision = find_base(name)
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(base, revision=revision, dtype=dtype).to(device)

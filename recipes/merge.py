@@ -20,12 +20,12 @@ from dsocr.failures import explained
 from dsocr.model_card import write_model_card
 from dsocr.models import load_model
 from dsocr.models.adapter_export import export_adapter
+from dsocr.models.adapters import find_base
 from dsocr.models.checkpoint_export import LAYOUTS, write_checkpoint
 from dsocr.models.loading import parse_dtype
 from dsocr.models.local_checkpoint import local_checkpoint
 from dsocr.models.merging import merge_adapter, verify_written
 from dsocr.processor import OcrProcessor
-from dsocr.reading.loading import find_base
 from dsocr.run_log import Stages, setup_logging
 from dsocr.training.results import RESULTS_NAME
 from dsocr.verification import SAMPLE_IMAGE, SAMPLE_TEXT

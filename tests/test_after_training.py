@@ -20,10 +20,11 @@ from dsocr.evaluation import transcribe
 from dsocr.failures import explained
 from dsocr.model_card import write_model_card
 from dsocr.models import load_adapter, load_model
+from dsocr.models.adapters import find_base
 from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
 from dsocr.reading.arguments import EvaluateArguments, TranscribeArguments, parse_reading_arguments
-from dsocr.reading.loading import find_base, load_reader
+from dsocr.reading.loading import load_reader
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsocr.image_files import IMAGE_SUFFIXES
+
 
 Point = tuple[float, float]
 
@@ -68,11 +70,8 @@ def find_image(folder: Path, name: str) -> Path:
     for root in (folder, folder / "images", folder.parent / "images"):
         if root.is_dir():
             same_stem = [
-                path for path in sorted(root.iterdir()) if path.stem == stem and path.suffix.lower() in _SUFFIXES
+                path for path in sorted(root.iterdir()) if path.stem == stem and path.suffix.lower() in IMAGE_SUFFIXES
             ]
             if same_stem:
                 return same_stem[0]
     return folder / base
-
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")

@@ -38,7 +38,7 @@ def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
         f"{name}.{weight}"
         for name, module in experts.items()
         for weight, _ in [*module.named_parameters(), *module.named_buffers()]
-        if not isinstance(config.target_modules, list) and _is_target(f"{name}.{weight}", config.target_modules)
+        if _is_target(f"{name}.{weight}", config.target_modules)
     ]
     if hit or (inside and not any(_is_target(name, config.target_modules) for name, _ in model.named_modules())):
         raise ValueError(

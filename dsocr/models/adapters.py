@@ -57,6 +57,24 @@ def read_adapter_card(folder: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def find_base(folder: str | Path) -> tuple[str, str | None]:
+    """Name and revision (`None` for a local folder) of the base that an adapter was trained on.
+
+    Raises:
+        ValueError: when the adapter does not say.
+    """
+    folder = Path(folder)
+    config = folder / "adapter_config.json"
+    card, saved = read_adapter_card(folder), json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder} does not say what its base model is; give --model_name_or_path.")
+    # A base beside the adapter (the demonstration's) is found wherever the run folder was moved to.
+    beside = folder / Path(base).name
+    base = str(beside) if not Path(base).is_dir() and beside.is_dir() else base
+    return base, None if Path(base).is_dir() else card.get("revision") or saved.get("revision")
+
+
 def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no adapter_config.json; give the folder that the training run wrote.")

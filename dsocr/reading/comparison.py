@@ -1,13 +1,12 @@
 """Where a reader errs, and whether one reader is better than another: groups, confusions, worst lines, paired intervals."""
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from dsocr.metrics import BOOTSTRAP_SAMPLES, compute_metrics, count_edits, normalize
+from dsocr.metrics import bootstrap_interval, compute_metrics, count_edits, normalize
 
 
 LENGTH_LIMITS = (10, 30, 60)
@@ -83,12 +82,7 @@ def compare_readers(references: list[str], first: list[str], second: list[str], 
     first_edits, lengths = count_edits(references, first)
     second_edits, _ = count_edits(references, second)
     gains = [after - before for before, after in zip(first_edits, second_edits, strict=True)]
-    rng, lines, drawn = random.Random(seed), range(len(gains)), []
-    for _ in range(BOOTSTRAP_SAMPLES):
-        chosen = rng.choices(lines, k=len(gains))
-        drawn.append(sum(gains[i] for i in chosen) / max(sum(lengths[i] for i in chosen), 1))
-    drawn.sort()
-    low, high = drawn[round(0.025 * (BOOTSTRAP_SAMPLES - 1))], drawn[round(0.975 * (BOOTSTRAP_SAMPLES - 1))]
+    low, high = bootstrap_interval(gains, lengths, seed)
     return Difference(sum(gains) / max(sum(lengths), 1), low, high)
 
 

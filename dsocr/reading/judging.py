@@ -95,9 +95,9 @@ def read_dataset(
 
 def read_with_baseline(read: Callable[[Image.Image], str], dataset: Dataset, file: PredictionFile) -> list[str]:
     """`read_dataset` with a classical engine, an image at a time."""
-    texts = dataset["text"]
+    images, texts = dataset["image"], dataset["text"]
     for index in tqdm(_note_resumed(file, len(dataset)), desc=f"Reading with {file.path.stem}", unit="line"):
-        file.add(index, reference=texts[index], prediction=read(open_image(dataset["image"][index])))
+        file.add(index, reference=texts[index], prediction=read(open_image(images[index])))
     return [file.rows[index]["prediction"] for index in range(len(dataset))]
 
 

@@ -8,28 +8,11 @@ from transformers import PreTrainedModel
 
 from dsocr.demo import TINY_BASE
 from dsocr.models import load_adapter, load_model
-from dsocr.models.adapters import read_adapter_card
+from dsocr.models.adapters import find_base
 from dsocr.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
-
-
-def find_base(adapter: str | Path) -> tuple[str, str | None]:
-    """Name and revision of the base that an adapter was trained on.
-
-    Raises:
-        ValueError: when the adapter does not say.
-    """
-    card = read_adapter_card(adapter)
-    name = card.get("base_model_name_or_path")
-    if not name:
-        raise ValueError(f"{adapter} does not say what its base model is; give --model_name_or_path.")
-    # The demonstration's base lies in the run folder, whose name is relative to where the run was started.
-    beside = Path(adapter) / "base_model"
-    if not Path(name).exists() and beside.is_dir():
-        name = str(beside)
-    return name, card.get("revision")
 
 
 def load_reader(

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dsocr.image_files import MAX_PIXELS, UnreadableImageError, open_image
+from dsocr.image_files import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImageError, open_image
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 PDF_SUFFIX = ".pdf"
 POINTS_PER_INCH = 72
 

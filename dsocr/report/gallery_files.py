@@ -1,7 +1,9 @@
 """Held-out lines of a run, kept small beside it, so that its report can be made again without the dataset."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 from dsocr.evaluation import EvaluatedSet
 from dsocr.image_files import open_image
@@ -13,12 +15,13 @@ GALLERY_LINES = 16
 MAX_WIDTH, MAX_HEIGHT = 900, 240
 
 
-def write_thumbnail(image, path: Path) -> Path:
-    """Write an image as a JPEG of at most 900 x 240 pixels; returns its path."""
+def make_thumbnail(image: Any) -> bytes:
+    """An image, what `open_image` takes, as a JPEG of at most 900 x 240 pixels."""
     picture = open_image(image)
     picture.thumbnail((MAX_WIDTH, MAX_HEIGHT))
-    picture.save(path, quality=85)
-    return path
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def write_gallery(output_dir: str | Path, images: list, before: EvaluatedSet, after: EvaluatedSet) -> Path:
@@ -38,7 +41,7 @@ def write_gallery(output_dir: str | Path, images: list, before: EvaluatedSet, af
     entries = []
     for index in range(min(GALLERY_LINES, len(images))):
         name = f"{index:02d}.jpg"
-        write_thumbnail(images[index], folder / name)
+        (folder / name).write_bytes(make_thumbnail(images[index]))
         texts = {"reference": before.references[index], "before": before.predictions[index]}
         entries.append({"image": name, **texts, "after": after.predictions[index]})
     content = json.dumps(entries, ensure_ascii=False, indent=2) + "\n"

@@ -1,17 +1,16 @@
 """The pages: a run, an evaluation, several runs side by side."""
 
 import base64
-import io
 import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dsocr.image_files import UnreadableImageError, open_image
+from dsocr.image_files import UnreadableImageError
 from dsocr.reading.comparison import mark_differences
 from dsocr.reading.judging import EVALUATION_NAME
-from dsocr.report.gallery_files import GALLERY_FOLDER, MAX_HEIGHT, MAX_WIDTH
+from dsocr.report.gallery_files import GALLERY_FOLDER, make_thumbnail
 from dsocr.report.hints import suggest_next_steps
 from dsocr.report.plots import draw_console, draw_curves
 from dsocr.report.run_folder import CURVES, RunFolder, read_run_folder
@@ -65,13 +64,9 @@ def _embed(content: bytes, kind: str = "jpeg") -> str:
 def embed_image(image: Any) -> str:
     """An image as a data URI, at most 900 x 240 pixels; `""` when it cannot be opened any more."""
     try:
-        picture = open_image(image)
+        return _embed(make_thumbnail(image))
     except UnreadableImageError:
         return ""
-    picture.thumbnail((MAX_WIDTH, MAX_HEIGHT))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return _embed(buffer.getvalue())
 
 
 def _curves(runs: dict[str, RunFolder]) -> list[str]:
