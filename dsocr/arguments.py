@@ -9,6 +9,7 @@ import torch
 import yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
+from dsocr.images import LAYOUTS
 from dsocr.trackers import check_trackers
 
 
@@ -36,6 +37,14 @@ class OcrScriptArguments(ScriptArguments):
     image_mode: str | None = field(
         default=None,
         metadata={"help": "tiny, small, base, large or gundam (v2: small, base, gundam). Default: gundam."},
+    )
+    image_layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "original (upstream's own), pad (letters keep their shape), or wrap (a long line is broken into rows "
+            "on the global view, without tiles). Default: original.",
+            "choices": list(LAYOUTS),
+        },
     )
     prompt: str | None = field(
         default=None, metadata={"help": "Prompt with <image> exactly once. Default: the model's usual one."}
@@ -272,6 +281,11 @@ def with_demo_config(argv: Sequence[str], config: str | Path, *, qlora: bool = F
         return list(argv)
     folder = ["--output_dir", "outputs/demo_qlora"] if qlora and "--output_dir" not in names else []
     return ["--config", str(config), *folder, *argv]
+
+
+def image_options(script_args: OcrScriptArguments) -> dict:
+    """The arguments of `OcrProcessor.from_pretrained` that come from the command line."""
+    return {name: getattr(script_args, name) for name in ("image_mode", "image_layout", "prompt")}
 
 
 def data_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> dict:

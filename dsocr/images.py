@@ -12,11 +12,15 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps
 
+from dsocr.line_wrapping import choose_rows, wrap_line
+
 
 PAD_COLOUR = (127, 127, 127)
 PATCH_SIZE = 16
 DOWNSAMPLE = 4
 V2_QUERIES = (144, 256)
+# How an image is laid on its views: as upstream does it; padded where upstream squeezes; a line broken into rows.
+LAYOUTS = ("original", "pad", "wrap")
 
 
 @cache
@@ -46,6 +50,9 @@ class ImageGeometry:
         min_tiles: Fewest tiles of a tiled image.
         max_tiles: Most tiles of a tiled image.
         patch_size: Side of a patch of the vision tower, pixels.
+        layout: `original` is upstream's own, to the pixel. `pad` keeps the letters' shape where upstream squeezes them.
+            `wrap` does too, and breaks what is more than twice as wide as high into rows on the global view, without
+            tiles.
 
     Example:
         >>> geometry = image_geometry("v1", "gundam")
@@ -61,10 +68,17 @@ class ImageGeometry:
     min_tiles: int = 2
     max_tiles: int = 0
     patch_size: int = PATCH_SIZE
+    layout: str = "original"
+
+    def count_rows(self, width: int, height: int) -> int:
+        """Into how many rows an image is broken; 1 unless the layout is `wrap`."""
+        return choose_rows(width, height) if self.layout == "wrap" else 1
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]:
         """The tile grid `(columns, rows)` of an image; `(1, 1)` means that it gets no tiles."""
         if not self.tile_size or (width <= self.tile_size and height <= self.tile_size):
+            return (1, 1)
+        if self.count_rows(width, height) > 1:
             return (1, 1)
         aspect, best, best_difference = width / height, (1, 1), math.inf
         for columns, rows in _tile_grids(self.min_tiles, self.max_tiles):
@@ -98,23 +112,28 @@ class ImageGeometry:
         Raises:
             ValueError: when the image is so elongated that its global view would be less than a pixel high or wide.
         """
-        grid = self.choose_grid(*image.size)
-        if self.keep_aspect:
+        grid, n_tokens = self.choose_grid(*image.size), self.count_tokens(*image.size)
+        if self.layout == "wrap":
+            image = wrap_line(image, PAD_COLOUR)
+        base = (self.base_size, self.base_size)
+        if self.keep_aspect or self.layout != "original":
             _refuse_vanishing(image.size, self.base_size)
-            global_view = ImageOps.pad(image, (self.base_size, self.base_size), color=PAD_COLOUR)
+            global_view = ImageOps.pad(image, base, color=PAD_COLOUR)
         else:
-            global_view = image.resize((self.base_size, self.base_size))
+            global_view = image.resize(base)
         tiles = []
         if grid != (1, 1):
             columns, rows = grid
             size = self.tile_size
-            mosaic = np.asarray(image.resize((columns * size, rows * size)))
+            whole = (columns * size, rows * size)
+            squeezed = self.layout == "original"
+            mosaic = np.asarray(image.resize(whole) if squeezed else ImageOps.pad(image, whole, color=PAD_COLOUR))
             tiles = [
                 mosaic[row * size : (row + 1) * size, column * size : (column + 1) * size]
                 for row in range(rows)
                 for column in range(columns)
             ]
-        return ImageViews(np.asarray(global_view), tiles, grid, self.count_tokens(*image.size))
+        return ImageViews(np.asarray(global_view), tiles, grid, n_tokens)
 
 
 @dataclass(frozen=True)
@@ -166,7 +185,9 @@ _GEOMETRIES["unlimited"] = {
 MODES = {version: tuple(modes) for version, modes in _GEOMETRIES.items()}
 
 
-def image_geometry(version: str, mode: str, *, size_divisor: int = 1, patch_size: int = PATCH_SIZE) -> ImageGeometry:
+def image_geometry(
+    version: str, mode: str, *, size_divisor: int = 1, patch_size: int = PATCH_SIZE, layout: str = "original"
+) -> ImageGeometry:
     """The geometry of a mode.
 
     Args:
@@ -174,9 +195,10 @@ def image_geometry(version: str, mode: str, *, size_divisor: int = 1, patch_size
         mode: One of `MODES[version]`.
         size_divisor: Divides every size; the tiny models of this project work at 1/16.
         patch_size: Side of a patch of the vision tower, pixels.
+        layout: One of `LAYOUTS`.
 
     Raises:
-        ValueError: for a version or mode that does not exist.
+        ValueError: for a version, mode or layout that does not exist.
     """
     if version not in _GEOMETRIES:
         raise ValueError(f"version={version!r} is not one of {sorted(_GEOMETRIES)}.")
@@ -184,10 +206,13 @@ def image_geometry(version: str, mode: str, *, size_divisor: int = 1, patch_size
         raise ValueError(
             f"image_mode={mode!r} does not exist for {version}; choose one of {', '.join(MODES[version])}."
         )
+    if layout not in LAYOUTS:
+        raise ValueError(f"image_layout={layout!r} is not one of {', '.join(LAYOUTS)}.")
     geometry = _GEOMETRIES[version][mode]
     return replace(
         geometry,
         base_size=geometry.base_size // size_divisor,
         tile_size=geometry.tile_size // size_divisor,
         patch_size=patch_size,
+        layout=layout,
     )

@@ -29,6 +29,7 @@ class OcrProcessor(ProcessorMixin):
         prompt: Text with `<image>` exactly once; `None` takes the version's usual one.
         size_divisor: Divides the sizes of the mode (tiny models).
         patch_size: Side of a patch of the vision tower, pixels.
+        image_layout: `"original"`, `"pad"` or `"wrap"`, see `dsocr.images.ImageGeometry`.
 
     Raises:
         ValueError: for a mode or prompt that does not fit, or a tokenizer without the needed tokens.
@@ -47,12 +48,16 @@ class OcrProcessor(ProcessorMixin):
         prompt: str | None = None,
         size_divisor: int = 1,
         patch_size: int = PATCH_SIZE,
+        image_layout: str = "original",
         chat_template=None,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
-        self.geometry = image_geometry(version, image_mode, size_divisor=size_divisor, patch_size=patch_size)
+        self.geometry = image_geometry(
+            version, image_mode, size_divisor=size_divisor, patch_size=patch_size, layout=image_layout
+        )
         self.version = version
         self.image_mode = image_mode
+        self.image_layout = image_layout
         self.prompt = DEFAULT_PROMPTS[version] if prompt is None else prompt
         self.size_divisor = size_divisor
         self.patch_size = patch_size
@@ -68,7 +73,7 @@ class OcrProcessor(ProcessorMixin):
         self._reserved = {self.image_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 
     def to_dict(self) -> dict[str, Any]:
-        fields = ("version", "image_mode", "prompt", "size_divisor", "patch_size")
+        fields = ("version", "image_mode", "image_layout", "prompt", "size_divisor", "patch_size")
         return {"processor_class": type(self).__name__, **{field: getattr(self, field) for field in fields}}
 
     @classmethod

@@ -21,6 +21,7 @@ from trl import get_peft_config
 
 from dsocr.arguments import (
     data_options,
+    image_options,
     loading_options,
     memory_settings,
     parse_arguments,
@@ -71,9 +72,7 @@ def main(script_args, training_args, model_args):
     # Model
     ################
     with stage(f"base model {name}"):
-        processor = OcrProcessor.from_pretrained(
-            name, revision=revision, image_mode=script_args.image_mode, prompt=script_args.prompt
-        )
+        processor = OcrProcessor.from_pretrained(name, revision=revision, **image_options(script_args))
         needed = MemorySettings(**memory_settings(script_args, training_args, model_args))
         if not training_args.use_cpu:
             check_gpu(name, needed, revision=revision, image_mode=script_args.image_mode)

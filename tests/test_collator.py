@@ -1,9 +1,14 @@
 """Batches."""
 
+import gc
 import pickle
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from dsocr.collator import IGNORED, OcrCollator
 from dsocr.models.tiny import build_tiny_model
@@ -76,3 +81,26 @@ def test_collators_can_be_pickled(rows):
     collate = OcrCollator(build_tiny_model("v1")[1])
     again = pickle.loads(pickle.dumps(collate))
     assert torch.equal(again(rows[:2])["input_ids"], collate(rows[:2])["input_ids"])
+
+
+def test_memory_stays_flat_over_5000_samples(tmp_path):
+    processor = build_tiny_model("v1", image_mode="base")[1]
+    lines = []
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 80, 3), dtype=np.uint8)).save(path)
+        lines.append({"image": str(path), "text": f"line {index}"})
+    loader = DataLoader(lines * 250, batch_size=8, collate_fn=OcrCollator(processor))
+    tracemalloc.start()
+    measured = []
+    for step, batch in enumerate(loader):
+        if step % 125 == 124:
+            gc.collect()
+            # numpy and Python; torch's own tensors are counted one by one.
+            held = sum(t.untyped_storage().nbytes() for t in gc.get_objects() if isinstance(t, torch.Tensor))
+            measured.append((tracemalloc.get_traced_memory()[0], held))
+    tracemalloc.stop()
+    assert step == 624 and batch["input_ids"].shape[0] == 8
+    (traced, tensors), (traced_later, tensors_later) = measured[0], measured[-1]
+    assert traced_later - traced < 100_000
+    assert tensors_later == tensors

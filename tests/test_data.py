@@ -1,13 +1,15 @@
 """Loading datasets, and what is done with bad samples."""
 
 import json
+import tracemalloc
 
 import datasets
 import pytest
 from PIL import Image
 
-from dsocr.data import BadSampleError, BadSamples, load_ocr_dataset, load_training_sets, split_by_page
+from dsocr.data import BadSampleError, BadSamples, load_ocr_dataset, load_training_sets, loading, split_by_page
 from dsocr.data.loading import has_test_split
+from dsocr.data.tables import read_table
 
 
 @pytest.fixture
@@ -234,3 +236,48 @@ def test_real_lines(shared):
     assert len(dataset) == 347 and dataset.column_names == ["image", "text", "page"]
     russian = load_ocr_dataset(shared / "data" / "digital_peter")
     assert len(russian) == 619 and "page" not in russian.column_names
+
+
+def test_a_file_of_a_million_rows_streams(tmp_path):
+    path = tmp_path / "big.tsv"
+    line = "images/0.png\t" + "x" * 40 + "\n"
+    with path.open("w") as file:
+        for _ in range(100):
+            file.write(line * 10_000)
+    tracemalloc.start()
+    assert sum(1 for _ in read_table(path, BadSamples("raise"))) == 1_000_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The file has 54 MB.
+    assert peak < 2_000_000
+
+
+def test_enough_samples_end_the_reading_of_a_long_file(folder, monkeypatch):
+    write_jsonl(folder / "metadata.jsonl", good_rows() * 5000)
+    seen = []
+    real = loading.read_table
+
+    def counting(*args):
+        for item in real(*args):
+            seen.append(1)
+            yield item
+
+    monkeypatch.setattr(loading, "read_table", counting)
+    assert len(load_ocr_dataset(folder, max_samples=3)) == 3
+    assert len(seen) < 5000
+
+
+def test_rows_of_several_chunks_are_all_there(folder):
+    write_jsonl(folder / "metadata.jsonl", [row | {"text": f"t{n}"} for n, row in enumerate(good_rows() * 700)])
+    assert load_ocr_dataset(folder)["text"] == [f"t{n}" for n in range(4200)]
+
+
+def test_line_ends_and_separators_inside_quotes(folder):
+    (folder / "metadata.csv").write_text('image,text\nimages/0.png,"a, ""b""\nc"\nimages/1.png,d\n', encoding="utf-8")
+    assert load_ocr_dataset(folder)["text"] == ['a, "b"\nc', "d"]
+
+
+def test_a_line_separator_inside_json_is_text(folder):
+    text = "a\u2028b"
+    (folder / "metadata.jsonl").write_text(json.dumps({"image": "images/0.png", "text": text}, ensure_ascii=False))
+    assert load_ocr_dataset(folder)["text"] == [text]

@@ -62,8 +62,8 @@ def test_a_clean_dataset_is_sound(tmp_path, processor):
 @pytest.fixture
 def sick(tmp_path):
     rows = [
-        (picture(0), "plain", {"page": "1", "split": "train"}),
-        (picture(1), "дoм у реки", {"page": "1", "split": "test"}),
+        (picture(0), "plain", {"page": "1", "split": "train", "writer": "Anna"}),
+        (picture(1), "дoм у реки", {"page": "1", "split": "test", "writer": "Anna"}),
         (Image.new("RGB", (160, 32), "white"), "blank paper", {"page": "2", "split": "train"}),
         (picture(3, (160, 10)), "tiny", {"page": "3", "split": "train"}),
         (None, "missing image", {"page": "3", "split": "train"}),
@@ -85,6 +85,7 @@ def test_everything_that_was_put_in_is_found(sick, processor):
     assert rows["mixed_scripts"] == [1] and rows["blank"] == [2] and rows["tiny"] == [3] and rows["missing"] == [4]
     assert rows["control_characters"] == [5] and rows["not_nfc"] == [6] and rows["empty_text"] == [7]
     assert rows["copies"] == rows["copies_across"] == [0, 8] and rows["pages_across"] == [0, 1]
+    assert rows["writers_across"] == [0, 1]
     assert rows["reserved_token"] == [9] and rows["too_long_answer"] == [10] and rows["odd_spaces"] == [11]
     assert "outside_folder" in rows
     assert not found.is_sound

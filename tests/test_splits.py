@@ -87,3 +87,11 @@ def test_the_foretold_width_is_about_the_measured_one(caplog):
     small = Dataset.from_dict({"text": references[:50]})
     assert warn_about_width(small) and "50 held-out lines" in caplog.text
     assert not warn_about_width(Dataset.from_dict({"text": references * 10}))
+
+
+def test_writers_are_kept_apart_when_no_page_is_known():
+    writers = ["Anna"] * 5 + ["Boris"] * 5 + ["Clara"] * 5
+    lines = Dataset.from_dict({"text": ["word"] * 15, "writer": writers})
+    train, held_out = split_by_page(lines, 0.3)
+    assert len(set(held_out["writer"])) == 1
+    assert not set(train["writer"]) & set(held_out["writer"])

@@ -1,25 +1,27 @@
-"""One door for data: a metadata file, a folder or a Hub dataset becomes rows of `image`, `text` and (if known) `page`."""
+"""One door for data: a metadata file, a folder or a Hub dataset becomes rows of `image` and `text`."""
 
 import logging
 import unicodedata
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from dsocr.data.bad_samples import BadSamples, OnBadSample
+from dsocr.data.sieve import Sieve, find_problem
 from dsocr.data.tables import IMAGE_COLUMNS, SUFFIXES, TEXT_COLUMNS, find_column, read_table
-from dsocr.image_files import UnreadableImageError, check_image
+from dsocr.image_files import UnreadableImageError
 from dsocr.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
 
-KEPT_COLUMNS = ("page", "split")
+KEPT_COLUMNS = ("page", "writer", "split")
+# Rows that are checked, and then kept as Arrow, at a time: a table of a million rows is never held as Python objects.
+_CHUNK = 2048
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
 
@@ -73,6 +75,10 @@ def has_test_split(source: str | Path, split: str = "test", config: str | None =
     return split in datasets.get_dataset_split_names(str(source), config)
 
 
+def _has_split_column(metadata: Path, encoding: str | None) -> bool:
+    return any("split" in row for _, row in read_table(metadata, BadSamples("skip"), encoding))
+
+
 def _inside(root: Path, name: str) -> Path:
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
@@ -120,32 +126,42 @@ def _clean_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def _problem(row: dict[str, Any], processor: OcrProcessor | None, max_length: int | None) -> tuple[str, str] | None:
-    """`(reason, message)` when a row cannot be used."""
-    try:
-        size = check_image(row["image"])
-    except UnreadableImageError as error:
-        return error.reason, str(error)
-    if not row["text"]:
-        return "empty_text", "the text is empty"
-    if processor is None:
+def _chunks(rows: Iterator, size: int) -> Iterator[list]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _local_dataset(located: Iterator[tuple[str, dict]], sieve: Sieve) -> Dataset | None:
+    parts = []
+    features = datasets.Features({name: datasets.Value("string") for name in ("image", "text", *KEPT_COLUMNS)})
+    for chunk in _chunks(located, _CHUNK):
+        rows = [row | {"text": _clean_text(row["text"])} for _, row in chunk]
+        kept = sieve.usable(rows, [where for where, _ in chunk])
+        columns = {name: [rows[index].get(name) for index in kept] for name in features}
+        parts.append(Dataset.from_dict(columns, features=features))
+        if sieve.is_full:
+            break
+    if not sieve.count:
         return None
-    try:
-        answer = len(processor.encode_answer(row["text"]))
-    except ValueError as error:
-        return "reserved_token", str(error)
-    prompt = processor.count_prompt_tokens(*size)
-    if max_length is not None and prompt + answer > max_length:
-        return "too_long", f"{prompt} prompt and image tokens + {answer} answer tokens are more than {max_length}"
-    return None
+    whole = datasets.concatenate_datasets(parts)
+    empty = [name for name in KEPT_COLUMNS if whole.data.column(name).null_count == len(whole)]
+    return whole.remove_columns(empty)
 
 
-def _check_rows(rows: list[dict[str, Any]] | Dataset, examine: Callable, progress: bool):
-    # Pillow decodes outside the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        yield from tqdm(
-            pool.map(examine, rows), total=len(rows), desc="Checking images", unit="img", disable=not progress, delay=1
-        )
+def _hub_dataset(rows: Dataset, source: str, sieve: Sieve) -> Dataset | None:
+    usable = []
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
+        places = [f"{source}[{start + index}]" for index in range(len(chunk))]
+        usable += [start + index for index in sieve.usable(chunk, places)]
+        if sieve.is_full:
+            break
+    return rows.select(usable) if usable else None
 
 
 def read_local_rows(
@@ -166,7 +182,7 @@ def read_local_rows(
         encoding: See `load_ocr_dataset`.
 
     Returns:
-        `(where, {"image", "text", "page", "split"})`, the last two when they are known.
+        `(where, {"image", "text", "page", "writer", "split"})`, the last three when they are known.
 
     Raises:
         FileNotFoundError: no such file, folder, or metadata file in it.
@@ -222,7 +238,7 @@ def load_ocr_dataset(
         progress: Show a progress bar when it takes more than a second.
 
     Returns:
-        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped) and, when known, `page` and `split`.
+        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped) and, when known, `page`, `writer` and `split`.
         Images stay closed until a worker needs them.
 
     Raises:
@@ -232,31 +248,26 @@ def load_ocr_dataset(
     """
     bad = bad_samples or BadSamples(on_bad_sample)
     metadata = _locate(str(source), split)
+
+    def sieve_of(total: int) -> Sieve:
+        return Sieve(
+            partial(find_problem, processor=processor, max_length=max_length), bad, max_samples, progress, total
+        )
+
     if metadata is None:
         rows = _hub_rows(str(source), split or "train", config, revision, image_column, text_column)
-        places = [f"{source}[{index}]" for index in range(len(rows))]
         rows = rows.map(lambda row: {"text": _clean_text(row["text"] or "")}, desc="Cleaning texts")
+        with sieve_of(len(rows)) as sieve:
+            dataset = _hub_dataset(rows, str(source), sieve)
     else:
-        located = list(_local_rows(metadata, bad, image_column, text_column, encoding))
-        if split and any("split" in row for _, row in located):
+        located = _local_rows(metadata, bad, image_column, text_column, encoding)
+        if split and _has_split_column(metadata, encoding):
             names = SPLIT_FOLDERS.get(split, (split,))
-            located = [(where, row) for where, row in located if row.get("split") in names]
-        places = [where for where, _ in located]
-        rows = [row | {"text": _clean_text(row["text"])} for _, row in located]
-    usable = []
-    problems = _check_rows(rows, lambda row: _problem(row, processor, max_length), progress)
-    for index, problem in enumerate(problems):
-        if problem is None:
-            usable.append(index)
-        else:
-            bad.add(problem[0], places[index], problem[1])
-        if max_samples is not None and len(usable) >= max_samples:
-            break
-    if not usable:
+            located = ((where, row) for where, row in located if row.get("split") in names)
+        with sieve_of(_count_lines(metadata)) as sieve:
+            dataset = _local_dataset(located, sieve)
+    if dataset is None:
         raise ValueError(
             f"{source}: no usable sample" + (f" in split {split!r}" if split else "") + f"; {bad.summary()}."
         )
-    if isinstance(rows, Dataset):
-        return rows.select(usable)
-    columns = ["image", "text", *(column for column in KEPT_COLUMNS if any(column in rows[i] for i in usable))]
-    return Dataset.from_dict({column: [rows[i].get(column) for i in usable] for column in columns})
+    return dataset

@@ -46,6 +46,7 @@ class _Sample:
     text: str
     page: str
     split: str | None = None
+    writer: str | None = None
 
 
 def _clean(text: str, where: str, options: PrepareOptions, bad: BadSamples) -> str | None:
@@ -94,7 +95,7 @@ def _table_samples(source: str, options: PrepareOptions, bad: BadSamples, **colu
         text = _clean(row["text"], f"{source}[{number}]", options, bad)
         if text is not None:
             page = row.get("page") or Path(image_name(row["image"])).stem
-            yield _Sample(open_image(row["image"]), text, page, row.get("split"))
+            yield _Sample(open_image(row["image"]), text, page, row.get("split"), row.get("writer"))
 
 
 def prepare_dataset(
@@ -136,9 +137,8 @@ def prepare_dataset(
         for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
             name = f"images/{count:07d}.png"
             sample.image.save(folder / name)
-            row = {"image": name, "text": sample.text, "page": sample.page}
-            if sample.split:
-                row["split"] = sample.split
+            known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
+            row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     bad.write(folder / "skipped_samples.json")

@@ -19,12 +19,18 @@ TYPICAL_CER, WIDE = 0.1, 0.03
 _CLUSTERING = 2.0
 
 
+def _known(dataset: Dataset, column: str) -> list[str] | None:
+    values = dataset[column] if column in dataset.column_names else [None]
+    return None if len(set(values)) < 2 or None in values else list(values)
+
+
 def _page_names(dataset: Dataset) -> list[str]:
-    pages = dataset["page"] if "page" in dataset.column_names else [None] * len(dataset)
-    if len(set(pages)) < 2 or None in pages:
+    """Page of every line, else its writer, else a name of its own."""
+    names = _known(dataset, "page") or _known(dataset, "writer")
+    if names is None:
         logger.warning("no page is known for every line: the split is by line, so a page may be on both sides")
         return [str(index) for index in range(len(dataset))]
-    return list(pages)
+    return names
 
 
 def _strata(pages: list[str], texts: list[str], seed: int) -> list[list[str]]:
@@ -49,13 +55,13 @@ def _divide(dataset: Dataset, pages: list[str], held_out: set[str]) -> tuple[Dat
 
 
 def split_by_page(dataset: Dataset, validation_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split into train and validation by page where the column exists, by line otherwise, each script in its share.
+    """Split into train and validation by page where it is known, else by writer, else by line, each script in its share.
 
     Lines of one page look alike (same hand, ink and paper), so a page on both sides makes the error rate look better
     than it is.
 
     Args:
-        dataset: Columns `text` and, if pages are known, `page`.
+        dataset: Columns `text` and, if they are known, `page` or `writer`.
         validation_fraction: Share of the rows to hold out, in (0, 1); whole pages of each script are taken until it is
             reached. The last page of a script stays in train.
         seed: Seed of the choice.

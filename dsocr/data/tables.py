@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from dsocr.data.bad_samples import BadSamples
@@ -15,13 +16,15 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
-def _read_text(path: Path, encoding: str | None = None) -> str:
+def _read_lines(path: Path, encoding: str | None, newline: str | None = None) -> Iterator[str]:
+    """Lines of a file, one at a time, with their ends."""
     if encoding is None:
         # Excel's "Unicode text" is UTF-16 and says so in its first two bytes.
         with path.open("rb") as file:
             encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        return path.read_text(encoding=encoding)
+        with path.open(encoding=encoding, newline=newline) as file:
+            yield from file
     except LookupError as error:
         raise ValueError(f"--encoding {encoding}: Python knows no such encoding.") from error
     except UnicodeError as error:
@@ -32,7 +35,7 @@ def _read_text(path: Path, encoding: str | None = None) -> str:
 
 
 def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_read_text(path, encoding).splitlines(), start=1):
+    for number, line in enumerate(_read_lines(path, encoding), start=1):
         if not line.strip():
             continue
         try:
@@ -48,20 +51,21 @@ def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[t
 
 def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     separator = SEPARATORS[path.suffix.lower()]
-    lines = _read_text(path, encoding).splitlines()
-    header = next(csv.reader(lines[:1], delimiter=separator), [])
-    names = [name.strip() for name in header]
+    # The csv module wants the ends of lines as they stand, for those inside quotes.
+    lines = _read_lines(path, encoding, newline="")
+    first = next(lines, "")
+    names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
     if set(names) & set(IMAGE_COLUMNS) and set(names) & set(TEXT_COLUMNS):
         reader = csv.DictReader(lines, fieldnames=names, delimiter=separator)
-        next(reader)
         for row in reader:
+            number = reader.line_num + 1
             if row.get(None) or None in row.values():
-                bad.add("wrong_columns", f"{path}:{reader.line_num}", f"expected {len(names)} columns {names}")
+                bad.add("wrong_columns", f"{path}:{number}", f"expected {len(names)} columns {names}")
             else:
-                yield reader.line_num, row
+                yield number, row
         return
     # Without a header: path, separator, and the rest of the line, which may hold the separator again.
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(chain([first], lines), start=1):
         if not line.strip():
             continue
         image, found, text = line.partition(separator)
@@ -72,7 +76,7 @@ def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterat
 
 
 def read_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Rows of a metadata file with their line numbers (from 1).
+    """Rows of a metadata file with their line numbers (from 1), read as they are taken: the file is never held whole.
 
     Args:
         path: The file.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.data.bad_samples import BadSamples
-from dsocr.data.loading import read_local_rows
+from dsocr.data.loading import KEPT_COLUMNS, read_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
 from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, look_at_all
@@ -126,8 +126,8 @@ def examine(
         )
     found.copies = find_copies(facts)
     found.findings += check_images(facts, where) + check_texts(texts, where)
-    splits, pages = ([row.get(column) for _, row in rows] for column in ("split", "page"))
-    found.findings += check_splits(splits, pages, found.copies, find_repeated(texts), where)
+    splits, pages, writers = ([row.get(column) for _, row in rows] for column in ("split", "page", "writer"))
+    found.findings += check_splits(splits, pages, writers, found.copies, find_repeated(texts), where)
     sizes = [fact.size for fact in facts if fact.size is not None]
     found.summary = {
         "rows": len(rows),
@@ -163,7 +163,7 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
         where += [f"{name}[{index}]" for index in range(len(dataset))]
         splits += [name] * len(dataset)
         pages += dataset["page"] if "page" in dataset.column_names else [None] * len(dataset)
-    found = check_texts(texts, where) + check_splits(splits, pages, [], [], where)
+    found = check_texts(texts, where) + check_splits(splits, pages, [], [], [], where)
     found += check_lengths(texts, processor, max_new_tokens, where)[0]
     return [finding for finding in found if finding.severity != "note"]
 
@@ -195,7 +195,7 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
                 continue
             name = f"images/{count:07d}{Path(row['image']).suffix.lower()}"
             shutil.copyfile(row["image"], folder / name)
-            kept = {column: row[column] for column in ("page", "split") if column in row}
+            kept = {column: row[column] for column in KEPT_COLUMNS if column in row}
             file.write(json.dumps({"image": name, "text": text, **kept}, ensure_ascii=False) + "\n")
             count += 1
     logger.info("%d of %d rows in %s", count, len(examination.rows), folder)

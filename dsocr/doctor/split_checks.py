@@ -14,18 +14,28 @@ def _crossing(groups: Sequence[Sequence[int]], splits: Sequence[str | None]) -> 
     return sorted(rows)
 
 
+def _groups(names: Sequence[str | None]) -> list[list[int]]:
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if name is not None:
+            rows_of[name].append(index)
+    return list(rows_of.values())
+
+
 def check_splits(
     splits: Sequence[str | None],
     pages: Sequence[str | None],
+    writers: Sequence[str | None],
     copies: Sequence[Sequence[int]],
     repeated: Sequence[Sequence[int]],
     where: Sequence[str],
 ) -> list[Finding]:
-    """Findings about copies, and about pages and texts on both sides.
+    """Findings about copies, and about pages, writers and texts on both sides.
 
     Args:
         splits: Split of every row, `None` when the source has none.
         pages: Page of every row, `None` when it is not known.
+        writers: Writer of every row, `None` when not known.
         copies: Groups of rows that show the same picture.
         repeated: Groups of rows with the same text.
         where: Names of the rows.
@@ -49,15 +59,16 @@ def check_splits(
         rows = sorted(index for group in repeated for index in group)
         message = f"{len(repeated)} texts occur more than once ({len(rows)} rows)"
         findings.append(finding("repeated_texts", "note", message, "fine for short words, odd for long lines", rows))
-    by_page: dict[str, list[int]] = defaultdict(list)
-    for index, page in enumerate(pages):
-        if page is not None:
-            by_page[page].append(index)
-    crossing = _crossing(list(by_page.values()), splits)
+    crossing = _crossing(_groups(pages), splits)
     if crossing:
         message = f"{len(crossing)} rows are of pages that are in train and in test"
         advice = "split by page: the same hand and paper on both sides makes error rates too good"
         findings.append(finding("pages_across", "error", message, advice, crossing))
+    crossing = _crossing(_groups(writers), splits)
+    if crossing:
+        message = f"{len(crossing)} rows are of writers who are in train and in test"
+        advice = "fine for a model of these hands; its error rate says nothing about other hands"
+        findings.append(finding("writers_across", "note", message, advice, crossing))
     if all(page is None for page in pages):
         advice = "name a page a row, or lines of one page land on both sides"
         findings.append(finding("no_pages", "note", "no row says which page it is from", advice, []))

@@ -7,6 +7,7 @@ import torch
 from trl import TrlParser
 
 from dsocr.arguments import check_config_file
+from dsocr.images import LAYOUTS
 
 
 @dataclass
@@ -25,6 +26,10 @@ class ReadingArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the base while it is loaded."})
     image_mode: str | None = field(
         default=None, metadata={"help": "tiny, small, base, large or gundam. Default: the adapter's, or gundam."}
+    )
+    image_layout: str | None = field(
+        default=None,
+        metadata={"help": "original, pad or wrap. Default: the adapter's, or original.", "choices": list(LAYOUTS)},
     )
     prompt: str | None = field(default=None, metadata={"help": "Prompt with <image> exactly once."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
@@ -111,6 +116,7 @@ def reader_options(arguments: ReadingArguments) -> dict:
         "dtype": arguments.dtype,
         "load_in_4bit": arguments.load_in_4bit,
         "image_mode": arguments.image_mode,
+        "image_layout": arguments.image_layout,
         "prompt": arguments.prompt,
     }
 

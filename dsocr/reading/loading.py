@@ -23,6 +23,7 @@ def load_reader(
     dtype: str = "auto",
     load_in_4bit: bool = False,
     image_mode: str | None = None,
+    image_layout: str | None = None,
     prompt: str | None = None,
 ) -> tuple[PreTrainedModel, OcrProcessor, str]:
     """Load a base model, put an adapter on it strictly, and find the processor.
@@ -34,6 +35,7 @@ def load_reader(
         dtype: See `load_model`.
         load_in_4bit: See `load_model`.
         image_mode: `None` takes the adapter's, or the version's usual one.
+        image_layout: `None` takes the adapter's, or upstream's own.
         prompt: `None` takes the adapter's, or the version's usual one.
 
     Returns:
@@ -54,6 +56,10 @@ def load_reader(
         model = load_adapter(model, adapter)
     saved_processor = adapter if adapter and (Path(adapter) / "processor_config.json").is_file() else name
     processor = OcrProcessor.from_pretrained(
-        saved_processor, revision=None if saved_processor == adapter else revision, image_mode=image_mode, prompt=prompt
+        saved_processor,
+        revision=None if saved_processor == adapter else revision,
+        image_mode=image_mode,
+        image_layout=image_layout,
+        prompt=prompt,
     )
     return model, processor, name
