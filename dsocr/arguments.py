@@ -62,6 +62,20 @@ class OcrScriptArguments(ScriptArguments):
     augment: bool = field(
         default=False, metadata={"help": "Vary the training images (slant, light, blur, ...); for small sets."}
     )
+    cache_vision_features: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the vision features of every image once, while the vision tower is frozen; what is read only "
+            "once, and varied images, are left out."
+        },
+    )
+    vision_cache_gib: float = field(
+        default=8.0, metadata={"help": "Keep no more vision features in memory than this; more go to disk."}
+    )
+    vision_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Keep vision features in this folder, for further runs too. Default: memory, or output_dir."},
+    )
     fold: str | None = field(
         default=None, metadata={"help": "Cross-validation: 2/5 holds out the second of five folds, by page."}
     )
@@ -311,6 +325,35 @@ def reading_options(script_args: OcrScriptArguments, training_args: SFTConfig) -
         "batch_size": training_args.per_device_eval_batch_size,
         "max_new_tokens": script_args.max_new_tokens,
         "progress": not training_args.disable_tqdm,
+    }
+
+
+def cache_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> dict:
+    """The arguments of `dsocr.features.building.CacheOptions` that come from the command line."""
+    return {
+        "folder": script_args.vision_cache_dir,
+        "fallback_folder": Path(training_args.output_dir) / "vision_features",
+        "memory_bytes": script_args.vision_cache_gib * 2**30,
+        "in_memory": training_args.world_size == 1 and training_args.dataloader_num_workers == 0,
+    }
+
+
+def caching_choice(script_args: OcrScriptArguments, training_args: SFTConfig, n_samples: int) -> dict:
+    """The arguments of `choose_cached` that come from the command line.
+
+    Args:
+        script_args: Parsed.
+        training_args: Parsed.
+        n_samples: Size of the training set.
+    """
+    again = training_args.num_train_epochs > 1
+    if training_args.max_steps > 0:
+        per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+        again = training_args.max_steps * per_step > n_samples
+    return {
+        "wanted": script_args.cache_vision_features,
+        "augment": script_args.augment,
+        "train_again": again,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dsocr.features.store import ImageFeatures
 from dsocr.images import ImageViews
 
 
@@ -16,13 +17,13 @@ class OcrSample:
     Attributes:
         input_ids: bos, prompt, image tokens, prompt, and (when there is an answer) answer and one eos.
         prompt_length: Number of ids before the answer.
-        views: The image's views.
+        views: The image's views, or their features.
         name: File name, for messages.
     """
 
     input_ids: list[int]
     prompt_length: int
-    views: ImageViews
+    views: ImageViews | ImageFeatures
     name: str
 
 
@@ -37,6 +38,12 @@ def normalize_pixels(views: list[np.ndarray], dtype: torch.dtype) -> torch.Tenso
     return pixels
 
 
+def _stack(views: list[np.ndarray] | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(views[0], torch.Tensor):
+        return torch.stack(views).to(dtype)
+    return normalize_pixels(views, dtype)
+
+
 def collate_samples(
     samples: list[OcrSample],
     *,
@@ -49,7 +56,7 @@ def collate_samples(
     """Pad samples into the native model's inputs.
 
     Args:
-        samples: The samples of the batch.
+        samples: The samples of the batch, all with views or all with features.
         pad_token_id: What the shorter ones are filled with.
         padding_side: `"right"` for training, `"left"` for generation.
         dtype: Type of the pixels.
@@ -59,7 +66,8 @@ def collate_samples(
     Returns:
         `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; and when any image has
         tiles `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per image) and
-        `patches_grid` (a list of `[columns, rows]`).
+        `patches_grid` (a list of `[columns, rows]`). Samples with features have those in the place of pixels:
+        `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)
     if pad_to_multiple_of:
@@ -72,10 +80,10 @@ def collate_samples(
         input_ids[row, start:stop] = torch.tensor(sample.input_ids)
         attention_mask[row, start:stop] = 1
     batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    batch["pixel_values"] = normalize_pixels([sample.views.global_view for sample in samples], dtype)
+    batch["pixel_values"] = _stack([sample.views.global_view for sample in samples], dtype)
     tiles = [tile for sample in samples for tile in sample.views.tiles]
     if tiles:
-        batch["pixel_values_local"] = normalize_pixels(tiles, dtype)
+        batch["pixel_values_local"] = _stack(tiles, dtype)
         batch["num_local_patches"] = [len(sample.views.tiles) for sample in samples]
         if with_grid:
             batch["patches_grid"] = [list(sample.views.grid) for sample in samples]

@@ -8,6 +8,8 @@ import torch
 
 from dsocr.augmentation import augment_image
 from dsocr.batches import OcrSample
+from dsocr.features.cache import FeatureCache
+from dsocr.features.store import ImageFeatures
 from dsocr.image_files import image_name, open_image
 from dsocr.processor import OcrProcessor
 
@@ -32,6 +34,8 @@ class OcrCollator:
         seed: With `epoch`, the image's name and its text it decides how an image is varied: anew in every epoch, alike
             in every worker and in a resumed run.
         epoch: Set by the trainer when an epoch begins.
+        features: Vision features of the images, computed before. A batch whose images are all in it carries them in the
+            place of pixels.
 
     Raises (when called):
         ValueError: for a sample longer than `max_length`, naming its file, its prompt's and its answer's length.
@@ -45,6 +49,7 @@ class OcrCollator:
     augment: bool = False
     seed: int = 0
     epoch: int = 0
+    features: FeatureCache | None = None
 
     def _image(self, source: Any, text: str | None) -> Any:
         if not self.augment or self.for_generation:
@@ -55,10 +60,18 @@ class OcrCollator:
         varied.filename = name
         return varied
 
+    def _features(self, rows: list[dict[str, Any]]) -> list[ImageFeatures | None]:
+        if self.features is None or (self.augment and not self.for_generation):
+            return [None] * len(rows)
+        found = [self.features.find(row["image"]) for row in rows]
+        # The tower takes pixels or features, not both at once.
+        return [None] * len(rows) if any(features is None for features in found) else found
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         texts = [None if self.for_generation else row["text"] for row in rows]
         samples = [
-            self.processor.prepare(self._image(row["image"], text), text) for row, text in zip(rows, texts, strict=True)
+            self.processor.prepare(self._image(row["image"], text), text, found)
+            for row, text, found in zip(rows, texts, self._features(rows), strict=True)
         ]
         for sample in samples:
             self._refuse_overlong(sample)

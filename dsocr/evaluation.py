@@ -16,6 +16,7 @@ from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
 )
 
 from dsocr.collator import OcrCollator
+from dsocr.features.cache import FeatureCache
 from dsocr.image_files import read_image_size
 from dsocr.metrics import TextMetrics, compute_metrics
 from dsocr.processor import OcrProcessor
@@ -91,6 +92,7 @@ def read_lines(
     batch_size: int = 8,
     max_new_tokens: int = 256,
     loop_guard: bool = True,
+    features: FeatureCache | None = None,
     description: str = "Reading",
     progress: bool = True,
 ) -> Iterator[ReadLine]:
@@ -103,6 +105,7 @@ def read_lines(
         batch_size: Images per batch. Images of similar token counts share a batch, whatever the order of the list.
         max_new_tokens: Longest answer in tokens.
         loop_guard: Forbid any 20 tokens that already stand among the last 128.
+        features: Vision features that were computed before; images that are not in it are looked at.
         description: Label of the progress bar.
         progress: Show it.
 
@@ -112,15 +115,17 @@ def read_lines(
     tokens = [processor.count_prompt_tokens(*read_image_size(image)) for image in images]
     order = sorted(range(len(images)), key=lambda index: -tokens[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    collate = OcrCollator(processor, dtype=model.dtype, for_generation=True)
+    collate = OcrCollator(processor, dtype=model.dtype, for_generation=True, features=features)
     config = _generation_config(processor, max_new_tokens)
     guards = [UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)] if loop_guard else []
+    # Not the model's own answer, which is its first parameter's: the vision tower may be elsewhere.
+    device = model.get_input_embeddings().weight.device
     bar = tqdm(total=len(images), desc=description, unit="line", disable=not progress, leave=False)
     # One thread prepares the next batch while the model reads this one.
     with ThreadPoolExecutor(1) as pool, bar:
         prepared = pool.map(lambda batch: collate([{"image": images[index]} for index in batch]), batches)
         for indices, batch in zip(batches, prepared, strict=True):
-            batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
             recorder = _ConfidenceRecorder()
             with _generation_mode(model):
                 found = model.generate(
@@ -177,6 +182,7 @@ def evaluate_dataset(
     shuffle_images: bool = False,
     batch_size: int = 8,
     max_new_tokens: int = 256,
+    features: FeatureCache | None = None,
     description: str = "Reading",
     progress: bool = True,
 ) -> EvaluatedSet:
@@ -190,6 +196,7 @@ def evaluate_dataset(
             learned which letters are frequent is not.
         batch_size: See `transcribe`.
         max_new_tokens: See `transcribe`.
+        features: See `read_lines`.
         description: See `transcribe`.
         progress: See `transcribe`.
     """
@@ -204,6 +211,7 @@ def evaluate_dataset(
         images[rank::ranks],
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        features=features,
         description=description,
         progress=progress and rank == 0,
     )

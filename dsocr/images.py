@@ -95,6 +95,10 @@ class ImageGeometry:
         # v2's encoder answers with 144 or 256 queries, whichever its patch count fits (native DeepseekOcr2VisionModel).
         return V2_QUERIES[0] if self._queries(size) ** 2 <= V2_QUERIES[0] else V2_QUERIES[1]
 
+    def view_queries(self, size: int) -> int:
+        """The number of feature vectors that the tower makes of a square view of `size` pixels."""
+        return self._view_tokens(size) if self.version == "v2" else self._queries(size) ** 2
+
     def count_tokens(self, width: int, height: int) -> int:
         """The number of image tokens that an image of `width` x `height` pixels becomes."""
         columns, rows = self.choose_grid(width, height)

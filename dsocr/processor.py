@@ -7,6 +7,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from dsocr.batches import OcrSample, collate_samples
+from dsocr.features.store import ImageFeatures
 from dsocr.image_files import image_name, open_image
 from dsocr.images import PATCH_SIZE, image_geometry
 from dsocr.models.config import model_version, native_config
@@ -116,11 +117,14 @@ class OcrProcessor(ProcessorMixin):
         """Length of the prompt of an image of that size, without cutting it."""
         return len(self._before) + self.geometry.count_tokens(width, height) + len(self._after)
 
-    def prepare(self, image: Any, text: str | None = None) -> OcrSample:
-        """One sample from an image (see `open_image`) and, for training, its transcription."""
+    def prepare(self, image: Any, text: str | None = None, features: ImageFeatures | None = None) -> OcrSample:
+        """One sample from an image (see `open_image`) and, for training, its transcription.
+
+        With ready features the image stays closed.
+        """
         name = image_name(image)
         try:
-            views = self.geometry.cut(open_image(image))
+            views = features if features is not None else self.geometry.cut(open_image(image))
             prompt = self.encode_prompt(views.n_tokens)
             answer = [] if text is None else self.encode_answer(text)
         except ValueError as error:

@@ -20,6 +20,8 @@ from transformers import EarlyStoppingCallback
 from trl import get_peft_config
 
 from dsocr.arguments import (
+    cache_options,
+    caching_choice,
     data_options,
     image_options,
     loading_options,
@@ -35,12 +37,14 @@ from dsocr.doctor import examine_quickly
 from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.evaluation import evaluate_dataset, evaluate_sets
 from dsocr.failures import INTERRUPTED, explained
+from dsocr.features.building import CacheOptions
 from dsocr.memory.plan_report import check_gpu, plan_run
 from dsocr.memory.settings import MemorySettings
 from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_saved_adapter
 from dsocr.processor import OcrProcessor
 from dsocr.report import write_run_report
 from dsocr.run_log import Stages, setup_logging
+from dsocr.training.caching import choose_cached
 from dsocr.training.callbacks import InterruptCallback
 from dsocr.training.checkpoints import resolve_resume
 from dsocr.training.full_precision import evaluate_on_full_precision
@@ -56,7 +60,7 @@ def main(script_args, training_args, model_args):
     output_dir = Path(training_args.output_dir)
     is_main = training_args.process_index == 0
     logger = setup_logging(output_dir, is_main=is_main)
-    stage = Stages(logger, 8 if model_args.load_in_4bit else 7)
+    stage = Stages(logger, 9 if model_args.load_in_4bit else 8)
     machine = describe_machine()
     logger.info("%s", ", ".join(f"{name} {value}" for name, value in machine.items()))
     warn_about_unused_gpu()
@@ -129,8 +133,14 @@ def main(script_args, training_args, model_args):
         for line in trainer.preflight(strict=not is_builtin).lines():
             logger.info("preflight: %s", line)
     reading = reading_options(script_args, training_args)
+    cached_reading = reading
+    with stage("vision features"):
+        cached = choose_cached(sets, trainer.model, **caching_choice(script_args, training_args, len(sets.train)))
+        if cached:
+            options = CacheOptions(**cache_options(script_args, training_args))
+            cached_reading = reading | {"features": trainer.cache_features(cached, options, sets.train in cached)}
     with stage("CER before training"):
-        before = evaluate_sets(trainer.model, processor, sets.evaluated, without_adapter=True, **reading)
+        before = evaluate_sets(trainer.model, processor, sets.evaluated, without_adapter=True, **cached_reading)
     with stage("training"):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if interrupt.interrupted:
@@ -148,9 +158,9 @@ def main(script_args, training_args, model_args):
         trainer.accelerator.wait_for_everyone()
         count = verify_saved_adapter(trainer.model, output_dir)
         logger.info("%d adapter tensors saved, loaded back and compared", count)
-        after = evaluate_sets(trainer.model, processor, sets.evaluated, **reading)
-        shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **reading)
-        train_sample = evaluate_dataset(trainer.model, processor, draw_train_sample(sets), **reading)
+        after = evaluate_sets(trainer.model, processor, sets.evaluated, **cached_reading)
+        shuffled = evaluate_dataset(trainer.model, processor, sets.held_out, shuffle_images=True, **cached_reading)
+        train_sample = evaluate_dataset(trainer.model, processor, draw_train_sample(sets), **cached_reading)
     transferred = None
     if model_args.load_in_4bit:
         with stage("CER of the adapter on the full-precision base"):

@@ -8,10 +8,11 @@ from training_helpers import build_trainer, logged_losses
 
 from dsocr.data import load_ocr_dataset
 from dsocr.environment import prepare_process
+from dsocr.features.building import CacheOptions
 from dsocr.models import verify_saved_adapter
 
 
-def main(data: str, output: str, batch_size: str) -> None:
+def main(data: str, output: str, batch_size: str, features: str | None = None) -> None:
     dataset = load_ocr_dataset(data, progress=False)
     trainer = build_trainer(
         Path(output).parent / "ddp",
@@ -21,6 +22,8 @@ def main(data: str, output: str, batch_size: str) -> None:
         per_device_train_batch_size=int(batch_size),
         learning_rate=5e-3,
     )
+    if features is not None:
+        assert trainer.cache_features([dataset], CacheOptions(features, features, 0.0), True) is not None
     trainer.train()
     cer = trainer.evaluate()["eval_cer"]
     folder = Path(output).with_suffix("")

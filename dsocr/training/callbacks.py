@@ -5,6 +5,7 @@ import signal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
 from dsocr.collator import OcrCollator
@@ -107,3 +108,23 @@ class InterruptCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGINT, self._previous)
+
+
+class TowerOffDeviceCallback(TrainerCallback):
+    """While everything that is read has its features in the cache, the vision tower waits on the CPU.
+
+    Args:
+        tower: The tower; Trainer has put it on the device together with the model.
+    """
+
+    def __init__(self, tower: nn.Module):
+        self._tower = tower
+        self._device: torch.device | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._device = next(self._tower.parameters()).device
+        self._tower.to("cpu")
+        torch.cuda.empty_cache()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._tower.to(self._device)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTTrainer
@@ -12,9 +13,18 @@ from trl import SFTTrainer
 from dsocr.environment import peak_memory_gib
 from dsocr.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.failures import TrainingDivergedError
+from dsocr.features.building import CacheOptions, build_feature_cache
+from dsocr.features.cache import FeatureCache
+from dsocr.features.tower import find_tower, is_frozen
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
 from dsocr.trackers import log_picture
-from dsocr.training.callbacks import EpochCallback, FirstStepsCallback, LogLineCallback, OcrProgressCallback
+from dsocr.training.callbacks import (
+    EpochCallback,
+    FirstStepsCallback,
+    LogLineCallback,
+    OcrProgressCallback,
+    TowerOffDeviceCallback,
+)
 from dsocr.training.gallery import draw_examples
 from dsocr.training.preflight import PreflightReport, run_preflight
 
@@ -83,6 +93,39 @@ class OcrTrainer(SFTTrainer):
             self._metrics["train"].clear()
             self._total_train_tokens = 0
 
+    def cache_features(self, datasets: list[Dataset], options: CacheOptions, everything: bool) -> FeatureCache | None:
+        """Compute the vision features of some datasets once; training and evaluation take them from then on.
+
+        Args:
+            datasets: Every dataset that will be read more than once.
+            options: Where features go.
+            everything: Whether these are all images of the run, so that the tower may leave the GPU.
+
+        Returns:
+            The cache, for further evaluations; `None` when there is no room for it, which is logged.
+
+        Raises:
+            ValueError: when the tower is trained.
+        """
+        if not is_frozen(self.model):
+            raise ValueError("the vision tower is trained: its features change with every step.")
+        model = self.accelerator.unwrap_model(self.model)
+        self.data_collator.features = build_feature_cache(
+            model,
+            self.processing_class,
+            datasets,
+            options,
+            batch_size=self.args.per_device_eval_batch_size,
+            context=self.compute_loss_context_manager,
+            progress=not self.args.disable_tqdm,
+        )
+        # DDP wants every parameter on one device, and packed weights stay where they were packed.
+        on_gpu = self.args.device.type == "cuda"
+        movable = on_gpu and self.accelerator.num_processes == 1 and not getattr(model, "is_loaded_in_4bit", False)
+        if self.data_collator.features is not None and everything and movable:
+            self.add_callback(TowerOffDeviceCallback(find_tower(model)))
+        return self.data_collator.features
+
     def get_eval_dataloader(self, eval_dataset=None):
         # Trainer has one collator for both; what is measured is never varied.
         training_collator = self.data_collator
@@ -128,6 +171,7 @@ class OcrTrainer(SFTTrainer):
             dataloader.dataset,
             batch_size=self.args.per_device_eval_batch_size,
             max_new_tokens=self.max_new_tokens,
+            features=self.data_collator.features,
             progress=not self.args.disable_tqdm,
         )
         rates = {name: getattr(read.metrics, name) for name in ("cer", "wer", "exact", "looping")}
