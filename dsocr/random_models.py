@@ -36,8 +36,7 @@ def build_random_model(
         torch.set_default_dtype(default)
     generator = torch.Generator(device=device).manual_seed(seed)
     for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(std=_STANDARD_DEVIATION, generator=generator)
+        parameter.normal_(std=_STANDARD_DEVIATION, generator=generator)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
             module.bias.zero_()

@@ -9,6 +9,7 @@ from transformers.initialization import no_init_weights
 from dsocr.memory.settings import MemorySettings
 from dsocr.models.freezing import freeze_vision
 from dsocr.models.loading import MODEL_CLASSES
+from dsocr.models.sam_attention import split_global_attention
 
 
 class _ExpandedProduct(torch.autograd.Function):
@@ -67,6 +68,7 @@ def shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Mod
         with torch.device("meta"), no_init_weights():
             model = MODEL_CLASSES[config.model_type](config)
             freeze_vision(model)
+            split_global_attention(model)
             model.requires_grad_(settings.target_modules is None)
             if settings.load_in_4bit:
                 _pack(model, settings)

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from dsocr.marked_text import replace_between
 from dsocr.memory.measurement import VARIANTS
 
 
 DEVICES = ("cpu", "gpu")
-_BEGIN, _END = "<!-- memory table -->", "<!-- end of memory table -->"
+_MARK = "memory table"
 
 
 def results_path(folder: str | Path, device: str) -> Path:
@@ -57,10 +58,4 @@ def update_readme(readme: str | Path, folder: str | Path) -> None:
     Raises:
         ValueError: when the marks are not there.
     """
-    path = Path(readme)
-    text = path.read_text(encoding="utf-8")
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{path} has no {_BEGIN} ... {_END}.")
-    before, rest = text.split(_BEGIN, 1)
-    after = rest.split(_END, 1)[1]
-    path.write_text(f"{before}{_BEGIN}\n{build_table(folder)}\n{_END}{after}", encoding="utf-8")
+    replace_between(readme, _MARK, build_table(folder))

@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dsocr.models.config import PAD_TOKEN_ID, native_config
+from dsocr.models.sam_attention import split_global_attention
 
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ def load_model(
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{name_or_path}: the weights could not be loaded: {error}") from error
     _raise_on_difference(name_or_path, info)
+    split_global_attention(model)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = PAD_TOKEN_ID
     # After the embeddings were built, where it would be a row that is never trained.

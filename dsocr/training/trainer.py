@@ -25,6 +25,7 @@ from dsocr.training.callbacks import (
     OcrProgressCallback,
     TowerOffDeviceCallback,
 )
+from dsocr.training.compact_head import CompactHead
 from dsocr.training.gallery import draw_examples
 from dsocr.training.preflight import PreflightReport, run_preflight
 
@@ -51,6 +52,7 @@ class OcrTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        self._head = CompactHead(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
         self.max_new_tokens = max_new_tokens
         self.adapter_card = adapter_card or {}
         self._reset_counts()
@@ -134,6 +136,13 @@ class OcrTrainer(SFTTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training_collator
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # Label smoothing, losses of one's own and returned outputs need the labels where they stand.
+        plain = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
+        if not plain:
+            inputs = self._head.compact(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, *args, **kwargs):
         if not self._counts["samples"]:

@@ -1,0 +1,95 @@
+"""What makes training faster changes no number."""
+
+import copy
+
+import pytest
+import torch
+from training_helpers import build_trainer, line_dataset
+
+from dsocr.models import sam_attention
+from dsocr.models.sam_attention import split_global_attention
+from dsocr.models.tiny import build_tiny_model
+
+
+@pytest.fixture
+def dataset(tmp_path, lines):
+    return line_dataset(tmp_path / "data", lines)
+
+
+def loss_and_gradients(trainer, rows):
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
+    loss.backward()
+    return float(loss), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"router_aux_loss_coef": 0.01}, {"activation_checkpointing": True}])
+def test_the_compact_head_changes_nothing_but_the_work(tmp_path, dataset, version, options):
+    trainer = build_trainer(tmp_path, dataset, version=version, **options)
+    rows = [dataset[index] for index in range(3)]
+    trainer.model.train()
+    loss, gradients = loss_and_gradients(trainer, rows)
+    answers = sum(len(trainer.processing_class.encode_answer(row["text"])) for row in rows)
+    # The fused head is at work, and on the answers alone.
+    assert trainer._head.scored == answers
+    compacted = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    trainer._head.compact = lambda inputs: inputs
+    plain_loss, plain = loss_and_gradients(trainer, rows)
+    assert loss == pytest.approx(plain_loss, abs=1e-6)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    for name in ("entropy", "mean_token_accuracy"):
+        assert compacted[name] == pytest.approx(trainer._metrics["train"][name][-1], abs=1e-5)
+
+
+def test_a_batch_without_any_label_still_has_a_gradient(tmp_path, dataset):
+    trainer = build_trainer(tmp_path, dataset)
+    batch = trainer._prepare_inputs(trainer.data_collator([dataset[0]]))
+    batch["labels"].fill_(-100)
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert float(loss) == 0
+
+
+def test_no_position_but_the_answers_meets_the_vocabulary(tmp_path, dataset):
+    trainer = build_trainer(tmp_path, dataset)
+    seen = []
+    head = trainer.model.get_base_model().base_model
+    head.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state.shape))
+    rows = [dataset[index] for index in range(4)]
+    batch = trainer.data_collator(rows)
+    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    labelled = int((batch["labels"] != -100).sum())
+    assert seen == [(1, labelled, 64)] and labelled < batch["input_ids"].numel() / 3
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 16])
+def test_global_attention_in_pieces_is_the_native_one(version, pieces, monkeypatch, rows):
+    model, processor = build_tiny_model(version)
+    for name, parameter in model.named_parameters():
+        if "rel_pos" in name:
+            torch.nn.init.normal_(parameter)
+    batch = processor(images=[row["image"] for row in rows[:4]])
+    pixels = batch["pixel_values"].requires_grad_(True)
+    native = model.model.vision_tower(pixels).last_hidden_state
+    (expected,) = torch.autograd.grad(native.square().sum(), pixels)
+    side = pixels.shape[-1] // 4
+    heads = model.model.vision_tower.sam_encoder.layers[0].attn.num_attention_heads
+    whole = len(pixels) * heads * side**4 * 4
+    monkeypatch.setattr(sam_attention, "PIECE_BYTES", whole // pieces)
+    assert split_global_attention(model) == split_global_attention(model) >= 1
+    found = model.model.vision_tower(pixels).last_hidden_state
+    torch.testing.assert_close(found, native, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found.square().sum(), pixels)
+    assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_copy_of_a_split_model_is_independent(rows):
+    model, processor = build_tiny_model("v1")
+    split_global_attention(model)
+    batch = processor(images=[rows[0]["image"]])
+    expected = model(**batch).logits
+    clone = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(clone(**batch).logits, expected)
