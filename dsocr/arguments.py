@@ -129,6 +129,8 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "gradient_accumulation_steps": 4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
+        # Random batches of handwritten lines with tiles were padded by 16 %, these by 3 % (batch 8, image mode gundam).
+        "train_sampling_strategy": "group_by_length",
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
@@ -304,7 +306,9 @@ def image_options(script_args: OcrScriptArguments) -> dict:
 
 def data_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> dict:
     """The arguments of `load_training_sets` that come from the command line."""
+    by_length = training_args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     return {
+        "length_column": training_args.length_column_name if by_length else None,
         "train_split": script_args.dataset_train_split,
         "test_split": script_args.dataset_test_split,
         "config": script_args.dataset_config,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dsocr.benchmark.data_speed import measure_data
 from dsocr.benchmark.flops import measure_matrix_rate
 from dsocr.benchmark.growth import measure_growth
 from dsocr.benchmark.levers import LEVERS
@@ -68,6 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
         "machine": machine,
         "step": step,
         "matrix_rate": rate,
+        "data": measure_data(options),
         "training": measure_training(options, device, matrix_rate=rate),
     }
     if arguments.reading:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageEnhance
@@ -13,9 +14,10 @@ from dsocr.data.training_sets import TrainingSets
 from dsocr.demo import TINY_BASE
 from dsocr.doctor import examine, examine_quickly, write_repaired
 from dsocr.doctor.image_checks import SAME_PICTURE, fingerprint_image
-from dsocr.doctor.length_checks import letter_height, letter_stretch
+from dsocr.doctor.length_checks import letter_height, letter_stretch, recommend_mode, summarize_modes
 from dsocr.doctor.text_checks import clean_text, has_controls, mend_word, mixed_words
 from dsocr.images import image_geometry
+from dsocr.models.tiny import build_tiny_model
 from dsocr.processor import OcrProcessor
 
 
@@ -56,7 +58,7 @@ def test_a_clean_dataset_is_sound(tmp_path, processor):
     assert found.is_sound and found.findings == []
     assert found.summary["rows"] == found.summary["images_opened"] == 12 and found.summary["pages"] == 3
     assert found.summary["alphabet"]["t"] == 24
-    assert set(found.summary["modes"]) == {"tiny", "small", "base", "large", "gundam"}
+    assert {"tiny", "small", "base", "large", "gundam", "base wrap"} <= set(found.summary["modes"])
 
 
 @pytest.fixture
@@ -179,3 +181,38 @@ def test_the_recipe(sick, tmp_path, capsys):
     shutil.rmtree(sick / "images")
     with pytest.raises(ValueError, match="only local files|no usable|no row"):
         examine("someone/dataset")
+
+
+@pytest.mark.parametrize(
+    ("size", "flags", "attempt"),
+    [
+        ((1024, 96), "--image_mode gundam", "--image_mode base --image_layout wrap (4.3 times fewer"),
+        ((3000, 60), "--image_mode gundam --image_layout pad", "--image_mode base --image_layout wrap"),
+        ((1000, 1400), "--image_mode gundam", ""),
+        ((600, 500), "--image_mode gundam", ""),
+    ],
+)
+def test_one_mode_is_recommended(size, flags, attempt):
+    processor = build_tiny_model("v1")[1]
+    processor.size_divisor, processor.patch_size = 1, 16
+    advice = recommend_mode(summarize_modes([size], processor))
+    assert advice["flags"] == flags
+    assert advice["try"].startswith(attempt) and bool(advice["try"]) == bool(attempt)
+
+
+@pytest.mark.parametrize("layout", ["original", "pad", "wrap"])
+@pytest.mark.parametrize("mode", ["small", "base", "gundam"])
+def test_stretch_and_height_are_those_of_the_views(mode, layout):
+    """A black square in a line, measured in what the geometry makes of it."""
+    line = Image.new("RGB", (1500, 300), "white")
+    line.paste("black", (100, 50, 200, 150))
+    geometry = image_geometry("v1", mode, layout=layout)
+    views = geometry.cut(line)
+    shown = views.global_view
+    if views.tiles:
+        (columns, rows), side = views.grid, geometry.tile_size
+        grid = np.stack(views.tiles).reshape(rows, columns, side, side, 3)
+        shown = grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
+    height, width = np.ptp(np.argwhere(shown[..., 0] < 60), axis=0) + 1
+    assert max(width / height, height / width) == pytest.approx(letter_stretch(geometry, line.size), rel=0.05)
+    assert height * 3 == pytest.approx(letter_height(geometry, line.size), rel=0.12)

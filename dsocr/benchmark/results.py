@@ -53,6 +53,14 @@ def reading_line(reading: dict[str, float]) -> str:
     )
 
 
+def data_line(data: dict[str, float]) -> str:
+    """One sentence about the data loader."""
+    return (
+        f"A worker takes {data['decode_ms']:.1f} ms to decode a line, {data['resize_ms']:.1f} ms to cut it into views and "
+        f"{data['rest_ms']:.1f} ms for the rest (one core)."
+    )
+
+
 def growth_table(rows: list[dict]) -> list[str]:
     """Markdown lines: one thing grown at a time, with all levers."""
     lines = ["| grown | value | samples/s | memory |", "|---|---|---|---|"]
@@ -66,6 +74,8 @@ def growth_table(rows: list[dict]) -> list[str]:
 def describe(result: dict[str, Any]) -> list[str]:
     """All of one result as Markdown."""
     lines = [f"{result['hardware']}; {format_step(result['step'])}.", "", *training_table(result["training"])]
+    if result.get("data"):
+        lines += ["", data_line(result["data"])]
     if result.get("reading"):
         lines += ["", reading_line(result["reading"])]
     if result.get("loading"):

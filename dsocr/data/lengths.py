@@ -9,11 +9,7 @@ from dsocr.image_files import read_image_size
 from dsocr.processor import OcrProcessor
 
 
-# What TRL's `--length_column_name` is unless it is changed.
-LENGTH_COLUMN = "length"
-
-
-def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str = LENGTH_COLUMN) -> Dataset:
+def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str) -> Dataset:
     """The dataset with a column of token counts, which `--train_sampling_strategy group_by_length` groups by.
 
     Args:

@@ -12,7 +12,7 @@ from dsocr.data.loading import KEPT_COLUMNS, read_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
 from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, look_at_all
-from dsocr.doctor.length_checks import check_lengths, summarize_modes
+from dsocr.doctor.length_checks import check_lengths, recommend_mode, summarize_modes
 from dsocr.doctor.split_checks import check_splits
 from dsocr.doctor.text_checks import check_texts, clean_text, count_alphabet, find_repeated
 from dsocr.processor import OcrProcessor
@@ -79,6 +79,11 @@ class Examination:
                 f"   mode  {mode}: {values['median_tokens']:g} image tokens (up to {values['largest_tokens']}), letters "
                 f"stretched {values['median_stretch']} times, lines {values['median_line_height']:g} pixels high"
             )
+        if "recommended" in summary:
+            advice = summary["recommended"]
+            shown.append(f"   take  {advice['flags']}: {advice['why']}")
+            if advice["try"]:
+                shown.append(f"    try  {advice['try']}")
         return shown
 
     def write(self, output_dir: str | Path) -> Path:
@@ -140,7 +145,8 @@ def examine(
     if processor is not None and sizes:
         findings, lengths = check_lengths(texts, processor, max_new_tokens, where)
         found.findings += findings
-        found.summary |= {"modes": summarize_modes(sizes, processor), **lengths}
+        modes = summarize_modes(sizes, processor)
+        found.summary |= {"modes": modes, "recommended": recommend_mode(modes), **lengths}
     found.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -len(finding.rows)))
     return found
 

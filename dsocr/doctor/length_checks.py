@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsocr.doctor.findings import Finding
-from dsocr.images import MODES, ImageGeometry, image_geometry
+from dsocr.images import LAYOUTS, MODES, ImageGeometry, image_geometry
 from dsocr.processor import OcrProcessor
 
 
-# Stretch of a letter, across over down, from which a mode is not recommended.
+# Stretch of a letter, across over down, from which letters are better padded than squeezed.
 BAD_STRETCH = 2.0
+# So many times fewer image tokens are worth a try.
+WORTH_TRYING = 2.0
+
+
+def _tiles(geometry: ImageGeometry, size: tuple[int, int]) -> tuple[int, int] | None:
+    grid = geometry.choose_grid(*size)
+    return None if grid == (1, 1) else (grid[0] * geometry.tile_size, grid[1] * geometry.tile_size)
 
 
 def letter_stretch(geometry: ImageGeometry, size: tuple[int, int]) -> float:
@@ -22,42 +29,88 @@ def letter_stretch(geometry: ImageGeometry, size: tuple[int, int]) -> float:
         1.19
     """
     width, height = size
-    columns, rows = geometry.choose_grid(*size)
-    if (columns, rows) != (1, 1):
-        ratio = (columns * geometry.tile_size / width) / (rows * geometry.tile_size / height)
-    elif geometry.keep_aspect:
-        ratio = 1.0
+    whole = _tiles(geometry, size)
+    if geometry.layout != "original":
+        return 1.0
+    if whole is not None:
+        ratio = (whole[0] / width) / (whole[1] / height)
     else:
-        ratio = height / width
+        ratio = 1.0 if geometry.keep_aspect else height / width
     return max(ratio, 1 / ratio)
 
 
 def letter_height(geometry: ImageGeometry, size: tuple[int, int]) -> float:
-    """Pixels of the view's height that the image's own height gets: small values are unreadable lines."""
+    """Pixels of the view's height that the image's own height gets: small values are unreadable lines.
+
+    Example:
+        >>> letter_height(image_geometry("v1", "base"), (1024, 96))
+        96.0
+        >>> letter_height(image_geometry("v1", "base", layout="wrap"), (1024, 96))
+        288.0
+    """
     width, height = size
-    columns, rows = geometry.choose_grid(*size)
-    if (columns, rows) != (1, 1):
-        return float(rows * geometry.tile_size)
-    if geometry.keep_aspect:
-        return height * geometry.base_size / max(width, height)
+    whole, rows = _tiles(geometry, size), geometry.count_rows(*size)
+    if whole is not None:
+        if geometry.layout == "original":
+            return float(whole[1])
+        return height * min(whole[0] / width, whole[1] / height)
+    if geometry.keep_aspect or geometry.layout != "original":
+        return height * geometry.base_size / max(width / rows, height * rows)
     return float(geometry.base_size)
 
 
+def _summarize(geometry: ImageGeometry, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    tokens = [geometry.count_tokens(*size) for size in sizes]
+    return {
+        "median_tokens": statistics.median(tokens),
+        "largest_tokens": max(tokens),
+        "median_stretch": round(statistics.median(letter_stretch(geometry, size) for size in sizes), 2),
+        "median_line_height": round(statistics.median(letter_height(geometry, size) for size in sizes), 1),
+    }
+
+
 def summarize_modes(sizes: Sequence[tuple[int, int]], processor: OcrProcessor) -> dict[str, dict[str, Any]]:
-    """By image mode: median and largest number of image tokens, median stretch, median height of a line in pixels."""
+    """By image mode, and by mode and layout where a layout changes something: median and largest number of image tokens,
+    median stretch, median height of a line in pixels."""
     summary = {}
     for mode in MODES[processor.version]:
-        geometry = image_geometry(
-            processor.version, mode, size_divisor=processor.size_divisor, patch_size=processor.patch_size
-        )
-        tokens = [geometry.count_tokens(*size) for size in sizes]
-        summary[mode] = {
-            "median_tokens": statistics.median(tokens),
-            "largest_tokens": max(tokens),
-            "median_stretch": round(statistics.median(letter_stretch(geometry, size) for size in sizes), 2),
-            "median_line_height": round(statistics.median(letter_height(geometry, size) for size in sizes), 1),
-        }
+        for layout in LAYOUTS:
+            geometry = image_geometry(
+                processor.version,
+                mode,
+                size_divisor=processor.size_divisor,
+                patch_size=processor.patch_size,
+                layout=layout,
+            )
+            found = _summarize(geometry, sizes)
+            if layout == "original" or found != summary[mode]:
+                summary[mode if layout == "original" else f"{mode} {layout}"] = found
     return summary
+
+
+def recommend_mode(modes: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Which mode and layout to take, from what `summarize_modes` found.
+
+    Tiles, because the built-in base read best with them (README, "How an image is laid out"); padded where upstream would
+    squeeze letters badly. What costs far fewer tokens is named as worth a comparison.
+
+    Returns:
+        `flags` to take, `why`, and `try`, another set of flags or an empty string.
+    """
+    tiled = modes["gundam"]
+    squeezed = tiled["median_stretch"] > BAD_STRETCH and "gundam pad" in modes
+    flags = "--image_mode gundam" + (" --image_layout pad" if squeezed else "")
+    why = "reads best where it was measured"
+    if squeezed:
+        why += f"; padded, because tiles would stretch letters {tiled['median_stretch']} times"
+    cheaper = modes.get("base wrap")
+    attempt = ""
+    if cheaper is not None and tiled["median_tokens"] >= WORTH_TRYING * cheaper["median_tokens"]:
+        times = tiled["median_tokens"] / cheaper["median_tokens"]
+        attempt = (
+            f"--image_mode base --image_layout wrap ({times:.1f} times fewer image tokens; compare two short runs)"
+        )
+    return {"flags": flags, "why": why, "try": attempt}
 
 
 def check_lengths(

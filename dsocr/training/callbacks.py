@@ -39,12 +39,13 @@ class LogLineCallback(TrainerCallback):
 
 
 def format_step(logs: dict[str, float]) -> str:
-    """One logging step in words: loss, learning rate, samples and tokens per second, peak memory."""
+    """One logging step in words: loss, learning rate, samples and tokens per second, padding, peak memory."""
     parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
     if "samples_per_second" in logs:
         parts += [
             f"{logs['samples_per_second']:.2f} samples/s",
             f"{logs['image_tokens_per_second']:.0f} image + {logs['text_tokens_per_second']:.0f} text tokens/s",
+            f"padding {logs['padding_share']:.0%}",
         ]
     parts.append(f"peak {logs['peak_memory_gib']:.2f} GiB")
     return ", ".join(parts)

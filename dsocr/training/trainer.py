@@ -67,6 +67,7 @@ class OcrTrainer(SFTTrainer):
     def _reset_counts(self) -> None:
         self._counted_since = time.perf_counter()
         self._counts = {"samples": 0, "image_tokens": 0, "text_tokens": 0}
+        self._positions = 0
         self._first_step = self.state.global_step
         self._not_finite = 0
 
@@ -151,6 +152,7 @@ class OcrTrainer(SFTTrainer):
         image_tokens = (inputs["input_ids"] == self.processing_class.image_token_id).sum()
         self._counts["samples"] += inputs["input_ids"].shape[0]
         self._counts["image_tokens"] += image_tokens
+        self._positions += inputs["input_ids"].numel()
         self._counts["text_tokens"] += inputs["attention_mask"].sum() - image_tokens
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._not_finite = self._not_finite + (~torch.isfinite(loss)).int()
@@ -167,6 +169,8 @@ class OcrTrainer(SFTTrainer):
             seconds = time.perf_counter() - self._counted_since
             processes = self.accelerator.num_processes
             logs |= {f"{name}_per_second": int(n) * processes / seconds for name, n in self._counts.items()}
+            used = int(self._counts["image_tokens"]) + int(self._counts["text_tokens"])
+            logs["padding_share"] = 1 - used / max(1, self._positions)
             logs["seconds_per_step"] = seconds / max(1, self.state.global_step - self._first_step)
             logs["peak_memory_gib"] = peak_memory_gib()
             self._reset_counts()
