@@ -1,5 +1,6 @@
 """What makes a step faster, each of which can be taken away and put back on the same model."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -65,3 +66,30 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class TowerClock:
+    """Adds up the time that a model's vision tower takes.
+
+    Args:
+        model: A bare native model.
+        device: Where it is.
+
+    Attributes:
+        seconds: Since it was last set to zero.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.seconds = 0.0
+        self._device = device
+        tower = model.model.vision_tower
+        self._inner = tower.forward
+        tower.forward = self._timed
+
+    def _timed(self, *args, **kwargs):
+        synchronize(self._device)
+        start = time.perf_counter()
+        output = self._inner(*args, **kwargs)
+        synchronize(self._device)
+        self.seconds += time.perf_counter() - start
+        return output

@@ -6,7 +6,7 @@ import time
 import torch
 from transformers import GenerationConfig
 
-from dsocr.benchmark.levers import synchronize
+from dsocr.benchmark.levers import TowerClock, synchronize
 from dsocr.benchmark.training_speed import TrainingOptions
 from dsocr.features.tower import accept_features
 from dsocr.models import freeze_vision
@@ -44,13 +44,16 @@ def measure_reading(options: TrainingOptions, device: torch.device, *, new_token
         batch[name] = batch[name][:, :-1]
     names = [name for name in ("pixel_values", "pixel_values_local") if name in batch]
     seconds: dict[str, list[float]] = {"plain": [], "features": [], "vision": []}
+    tower = model.model.vision_tower
 
-    def clock(kind: str, work) -> None:
+    def read(kind: str, inputs: dict) -> None:
         synchronize(device)
-        start = time.perf_counter()
-        work()
+        clock.seconds, start = 0.0, time.perf_counter()
+        model.generate(**inputs, generation_config=generation)
         synchronize(device)
         seconds[kind].append(time.perf_counter() - start)
+        if kind == "plain":
+            seconds["vision"].append(clock.seconds)
 
     text = options.config.get_text_config()
     generation = GenerationConfig(
@@ -61,12 +64,11 @@ def measure_reading(options: TrainingOptions, device: torch.device, *, new_token
         pad_token_id=text.eos_token_id,
     )
     with torch.inference_mode():
-        tower = model.model.vision_tower
         ready = {name: tower(batch[name]).last_hidden_state for name in names}
+        clock = TowerClock(model, device)
         for _ in range(options.repeats + 1):
-            clock("plain", lambda: model.generate(**batch, generation_config=generation))
-            clock("features", lambda: model.generate(**{**batch, **ready}, generation_config=generation))
-            clock("vision", lambda: [tower(batch[name]) for name in names])
+            read("plain", batch)
+            read("features", {**batch, **ready})
     plain, features, vision = (seconds[kind][1:] for kind in ("plain", "features", "vision"))
     share = statistics.median(v / p for v, p in zip(vision, plain, strict=True))
     return {

@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.benchmark.flops import count_step_flops
-from dsocr.benchmark.levers import levers_on, synchronize, variants
+from dsocr.benchmark.levers import TowerClock, levers_on, synchronize, variants
 from dsocr.features.tower import accept_features
 from dsocr.images import ImageGeometry
 from dsocr.memory.live_memory import LiveMemory
@@ -62,21 +62,7 @@ class _Bench:
     optimizer: torch.optim.Optimizer
     head: CompactHead
     batches: dict[bool, dict]
-    vision_seconds: float = 0.0
-
-    def time_tower(self) -> None:
-        tower = self.model.model.vision_tower
-        inner = tower.forward
-
-        def timed(*args, **kwargs):
-            synchronize(self.device)
-            start = time.perf_counter()
-            output = inner(*args, **kwargs)
-            synchronize(self.device)
-            self.vision_seconds += time.perf_counter() - start
-            return output
-
-        tower.forward = timed
+    clock: TowerClock
 
     def step(self, chosen: tuple[str, ...]) -> dict[str, float]:
         """Seconds of one step, by part."""
@@ -84,13 +70,13 @@ class _Bench:
         if "compact_head" in chosen:
             batch = self.head.compact(batch)
         is_fp32 = self.options.dtype == torch.float32
-        self.vision_seconds = 0.0
+        self.clock.seconds = 0.0
         marks = [self._now()]
         with levers_on(self.model, chosen):
             with nullcontext() if is_fp32 else torch.autocast(self.device.type, self.options.dtype):
                 loss = self.adapted(**batch, fused_lm_head=True, use_cache=False).loss
             marks.append(self._now())
-            vision_forward = self.vision_seconds
+            vision_forward = self.clock.seconds
             loss.backward()
             marks.append(self._now())
         self.optimizer.step()
@@ -162,9 +148,7 @@ def _build(options: TrainingOptions, device: torch.device) -> _Bench:
                     views = [model.model.vision_tower(view[None]).last_hidden_state for view in pixels[name]]
                 batches[True][name] = torch.cat(views).to(options.dtype)
         accept_features(model)
-    bench = _Bench(options, device, model, adapted, optimizer, CompactHead(model), batches)
-    bench.time_tower()
-    return bench
+    return _Bench(options, device, model, adapted, optimizer, CompactHead(model), batches, TowerClock(model, device))
 
 
 def measure_training(
