@@ -19,17 +19,7 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback
 from trl import get_peft_config
 
-from dsocr.arguments import (
-    cache_options,
-    caching_choice,
-    data_options,
-    image_options,
-    loading_options,
-    memory_settings,
-    parse_arguments,
-    reading_options,
-    with_demo_config,
-)
+from dsocr.arguments import parse_arguments, with_demo_config
 from dsocr.collator import OcrCollator
 from dsocr.data import BadSamples, load_training_sets
 from dsocr.demo import prepare_demo
@@ -44,6 +34,15 @@ from dsocr.models import freeze_vision, load_model, prepare_adapter, verify_save
 from dsocr.processor import OcrProcessor
 from dsocr.report import write_run_report
 from dsocr.run_log import Stages, setup_logging
+from dsocr.run_options import (
+    cache_options,
+    caching_choice,
+    data_options,
+    image_options,
+    loading_options,
+    memory_settings,
+    reading_options,
+)
 from dsocr.training.caching import choose_cached
 from dsocr.training.callbacks import InterruptCallback
 from dsocr.training.checkpoints import resolve_resume

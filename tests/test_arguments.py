@@ -8,17 +8,16 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from dsocr.arguments import (
-    LANGUAGE_MODEL_TARGETS,
-    complete_argv,
+from dsocr.arguments import LANGUAGE_MODEL_TARGETS, complete_argv, parse_arguments, with_demo_config
+from dsocr.models.tiny import build_tiny_model
+from dsocr.run_options import (
+    cache_options,
+    caching_choice,
     data_options,
     loading_options,
     memory_settings,
-    parse_arguments,
     reading_options,
-    with_demo_config,
 )
-from dsocr.models.tiny import build_tiny_model
 
 
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.yaml"))
@@ -172,3 +171,32 @@ def test_help_shows_this_projects_flags(capsys, monkeypatch):
     shown = capsys.readouterr().out
     for flag in ("--image_mode", "--on_bad_sample", "--lora_r", "--resume_from_checkpoint", "--max_eval_samples"):
         assert flag in shown
+
+
+def test_what_is_cached_and_where(tmp_path):
+    def parsed(*more):
+        argv = [
+            "--output_dir",
+            str(tmp_path),
+            "--use_cpu",
+            "true",
+            "--bf16",
+            "false",
+            "--per_device_train_batch_size",
+            "2",
+        ]
+        return parse_arguments([*argv, "--gradient_accumulation_steps", "2", *more])[:2]
+
+    arguments = parsed()
+    assert arguments[0].cache_vision_features
+    assert caching_choice(*arguments, 100) == {"wanted": True, "augment": False, "train_again": True}
+    assert not caching_choice(*parsed("--num_train_epochs", "1"), 100)["train_again"]
+    # 20 steps of 2 x 2 samples see 80.
+    assert caching_choice(*parsed("--max_steps", "20"), 79)["train_again"]
+    assert not caching_choice(*parsed("--max_steps", "20"), 80)["train_again"]
+    assert not caching_choice(*parsed("--cache_vision_features", "false"), 100)["wanted"]
+    options = cache_options(*parsed("--vision_cache_gib", "0.5"))
+    assert options["memory_bytes"] == 2**29 and options["in_memory"] and options["folder"] is None
+    assert options["fallback_folder"] == tmp_path / "vision_features"
+    # Workers would copy what is in memory.
+    assert not cache_options(*parsed("--dataloader_num_workers", "2"))["in_memory"]

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from dsocr.arguments import LANGUAGE_MODEL_TARGETS, memory_settings, parse_arguments
+from dsocr.arguments import LANGUAGE_MODEL_TARGETS, parse_arguments
 from dsocr.failures import explain
 from dsocr.images import image_geometry
 from dsocr.memory.live_memory import LiveMemory
@@ -20,6 +20,7 @@ from dsocr.memory.settings import MemorySettings
 from dsocr.models.quantization import quantize_model
 from dsocr.models.released_shapes import RELEASED, released_config
 from dsocr.models.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
+from dsocr.run_options import memory_settings
 
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
