@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from dsocr.images import LAYOUTS, image_geometry
+from dsocr.images import LAYOUTS, PAD_COLOUR, image_geometry
 from dsocr.line_wrapping import choose_cuts, choose_rows, wrap_line
 from dsocr.models.tiny import build_tiny_model
 
 
-WORDS = [(20, 180), (230, 365), (405, 640), (700, 775), (830, 1180)]
+# The even places of three rows, 400 and 800, are inside words.
+WORDS = [(20, 180), (230, 410), (440, 640), (700, 760), (790, 1180)]
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def test_a_line_is_cut_between_its_words_and_nothing_is_lost(line):
     for row, (left, right) in enumerate(zip(cuts, cuts[1:], strict=False)):
         part = wrapped.crop((0, row * 100, right - left, (row + 1) * 100))
         assert np.array_equal(np.asarray(part), np.asarray(line.crop((left, 0, right, 100))))
+
+
+def test_the_view_shows_the_rows(line):
+    shown, plain = (
+        image_geometry("v1", "base", layout=layout).cut(line).global_view for layout in ("wrap", "original")
+    )
+    rows = ImageOps.pad(wrap_line(line, PAD_COLOUR), (1024, 1024), color=PAD_COLOUR)
+    assert np.array_equal(shown, np.asarray(rows))
+    assert (shown < 20).sum() > 4 * (plain < 20).sum()
 
 
 def test_a_line_without_gaps_is_cut_evenly():

@@ -38,9 +38,6 @@ class CompactHead:
             return inputs
         shifted = labels[:, 1:]
         mask = shifted != IGNORED
-        if not bool(mask.any()):
-            # TRL's own path gives such a batch a zero that can be differentiated.
-            return inputs
         self._mask = mask
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         return rest | {"shift_labels": shifted[mask].unsqueeze(0)}
