@@ -30,7 +30,9 @@ def choose_rows(width: int, height: int) -> int:
 def _ink(image: Image.Image) -> np.ndarray:
     """How far each column of pixels is from paper, `[width]`, smoothed over a fifth of the height."""
     grey = np.asarray(image.convert("L"), dtype=np.float32)
-    ink = np.abs(grey - np.median(grey)).mean(axis=0)
+    # Along its edges a line is paper, however dense the writing is.
+    paper = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    ink = np.abs(grey - paper).mean(axis=0)
     window = max(1, image.height // 5)
     padded = np.pad(ink, (window // 2, window - 1 - window // 2), mode="edge")
     sums = np.concatenate([[0.0], np.cumsum(padded, dtype=np.float64)])
