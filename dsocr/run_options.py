@@ -15,9 +15,7 @@ def image_options(script_args: OcrScriptArguments) -> dict:
 
 def data_options(script_args: OcrScriptArguments, training_args: SFTConfig) -> dict:
     """The arguments of `load_training_sets` that come from the command line."""
-    by_length = training_args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     return {
-        "length_column": training_args.length_column_name if by_length else None,
         "train_split": script_args.dataset_train_split,
         "test_split": script_args.dataset_test_split,
         "config": script_args.dataset_config,

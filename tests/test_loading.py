@@ -7,8 +7,11 @@ import pytest
 import torch
 from golden_cases import FOLDER, golden_config, load_golden_model
 from safetensors.torch import load_file, save_file
+from transformers import conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from dsocr.models import ModelLoadError, freeze_vision, load_model, vision_parameters
+from dsocr.models.expert_merging import speed_up_expert_merging
 
 
 @pytest.fixture
@@ -155,3 +158,39 @@ def test_a_hub_id_is_asked_for_its_revision(monkeypatch):
 def test_a_hub_that_cannot_be_reached_is_said():
     with pytest.raises(ModelLoadError, match="neither a local folder nor a model id that can be reached"):
         load_model("deepseek-ai/DeepSeek-OCR")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_experts_are_filled_with_what_the_file_holds(version):
+    """Expert by expert, against upstream's own tensors."""
+    model = load_golden_model(version)
+    tensors = load_file(FOLDER / version / "model.safetensors")
+    seen = 0
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." not in name:
+            continue
+        layer = name.split("layers.")[1].split(".")[0]
+        for expert, weight in enumerate(parameter):
+            stem = f"model.layers.{layer}.mlp.experts.{expert}"
+            if name.endswith("gate_up_proj"):
+                expected = torch.cat([tensors[f"{stem}.gate_proj.weight"], tensors[f"{stem}.up_proj.weight"]])
+            else:
+                expected = tensors[f"{stem}.down_proj.weight"]
+            assert torch.equal(weight.detach(), expected.to(weight.dtype))
+            seen += 1
+    assert seen > 4
+
+
+def test_the_faster_rules_are_in_place_and_only_once():
+    for key in ("deepseek_ocr2", "UnlimitedOcrTextModel"):
+        rules = conversion_mapping.get_checkpoint_conversion_mapping(key)
+        kinds = [[type(o).__name__ for o in rule.operations] for rule in rules if isinstance(rule, WeightConverter)]
+        assert ["FillModulelist", "AlreadyConcatenated"] in kinds and ["FillModulelist"] in kinds
+    assert speed_up_expert_merging() == 0
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_a_missing_expert_raises(checkpoint, part):
+    rewrite(checkpoint, lambda tensors: tensors.pop(f"model.layers.1.mlp.experts.2.{part}_proj.weight"))
+    with pytest.raises(ModelLoadError, match="experts"):
+        load(checkpoint)

@@ -11,7 +11,6 @@ from training_helpers import build_trainer, line_dataset
 
 from dsocr.arguments import recipe_defaults
 from dsocr.collator import OcrCollator
-from dsocr.data import BadSamples, load_training_sets
 from dsocr.data.lengths import add_lengths, padding_share
 from dsocr.models import sam_attention
 from dsocr.models.sam_attention import split_global_attention
@@ -131,12 +130,11 @@ def test_batches_of_like_length_have_little_padding(tmp_path):
     assert shares["group_by_length"] < 0.1 < shares["random"]
 
 
-def test_the_recipe_groups_by_length_and_says_the_padding(tmp_path, line_folder, lines):
-    defaults = recipe_defaults()
-    assert defaults["train_sampling_strategy"] == "group_by_length"
-    processor = build_tiny_model("v1")[1]
-    sets = load_training_sets(str(line_folder), processor, BadSamples("raise"), length_column="length")
-    assert min(sets.train["length"]) > 0 and "length" not in sets.held_out.column_names
-    trainer = build_trainer(tmp_path, sets.train, max_steps=2, train_sampling_strategy="group_by_length")
+def test_the_recipe_groups_by_length_and_says_the_padding(tmp_path, dataset):
+    assert recipe_defaults()["train_sampling_strategy"] == "group_by_length"
+    options = {"eval_dataset": dataset.select(range(4)), "train_sampling_strategy": "group_by_length"}
+    trainer = build_trainer(tmp_path, dataset, max_steps=2, **options)
+    assert min(trainer.train_dataset["length"]) > 0
     trainer.train()
+    assert trainer.evaluate()["eval_cer"] >= 0
     assert all(0 <= entry["padding_share"] < 1 for entry in trainer.state.log_history if "loss" in entry)

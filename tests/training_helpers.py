@@ -28,6 +28,7 @@ def sft_config(output_dir, **options) -> SFTConfig:
         "save_strategy": "no",
         "load_best_model_at_end": False,
         "logging_steps": 1,
+        "train_sampling_strategy": "random",
         "disable_tqdm": True,
     }
     return SFTConfig(**{**defaults, **quiet, **options})

@@ -7,7 +7,6 @@ from pathlib import Path
 from datasets import Dataset
 
 from dsocr.data.bad_samples import BadSamples
-from dsocr.data.lengths import add_lengths
 from dsocr.data.loading import has_test_split, load_ocr_dataset
 from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
 from dsocr.processor import OcrProcessor
@@ -73,7 +72,6 @@ def load_training_sets(
     max_eval_samples: int | None = None,
     extra: list[str] | None = None,
     fold: str | None = None,
-    length_column: str | None = None,
     seed: int = 0,
 ) -> TrainingSets:
     """Load the sets of a run; when the source has no test split, whole pages are held out.
@@ -94,7 +92,6 @@ def load_training_sets(
         extra: `NAME=PATH` words.
         fold: `2/5` holds out the second of five folds, also when the source has a test split of its own, which is then
             not looked at.
-        length_column: Count the tokens of the training lines into this column; the sampler groups by it.
         seed: Seed of the split and of the draws.
 
     Raises:
@@ -122,9 +119,8 @@ def load_training_sets(
     extra_sets = {name: load_ocr_dataset(path, **extra_options) for name, path in named.items()}
     warn_about_width(held_out)
     logger.info("%d lines to train on, %d held out; %s", len(train), len(held_out), bad_samples.summary())
-    train = _draw(train, max_train_samples, seed)
     return TrainingSets(
-        train if length_column is None else add_lengths(train, processor, length_column),
+        _draw(train, max_train_samples, seed),
         _draw(held_out, max_eval_samples, seed),
         {name: _draw(dataset, max_eval_samples, seed) for name, dataset in extra_sets.items()},
     )

@@ -1,10 +1,13 @@
-"""Loading DeepSeek-OCR checkpoints and adapters. Importing this package repairs two checkpoint rules of transformers
-(see `dsocr.models.checkpoint_rules`); that is its only side effect."""
+"""Loading DeepSeek-OCR checkpoints and adapters. Importing this package registers checkpoint rules with transformers:
+two repaired ones (`dsocr.models.checkpoint_rules`) and faster ones for experts (`dsocr.models.expert_merging`); that is
+its only side effect."""
 
 from dsocr.models.checkpoint_rules import repair_checkpoint_rules
+from dsocr.models.expert_merging import speed_up_expert_merging
 
 
 repair_checkpoint_rules()
+speed_up_expert_merging()
 
 from dsocr.models.adapter_targets import prepare_adapter  # noqa: E402
 from dsocr.models.adapters import load_adapter, save_adapter_card, verify_saved_adapter  # noqa: E402

@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
+from dsocr.data.lengths import add_lengths
 from dsocr.environment import peak_memory_gib
 from dsocr.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.failures import TrainingDivergedError
@@ -17,6 +18,7 @@ from dsocr.features.building import CacheOptions, build_feature_cache
 from dsocr.features.cache import FeatureCache
 from dsocr.features.tower import find_tower, is_frozen
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
+from dsocr.processor import OcrProcessor
 from dsocr.trackers import log_picture
 from dsocr.training.callbacks import (
     EpochCallback,
@@ -30,6 +32,14 @@ from dsocr.training.gallery import draw_examples
 from dsocr.training.preflight import PreflightReport, run_preflight
 
 
+_BY_LENGTH = ("group_by_length", "batch_rebalance")
+
+
+def _with_lengths(dataset: Dataset | None, processor: OcrProcessor, arguments: SFTConfig) -> Dataset | None:
+    column = arguments.length_column_name
+    return dataset if dataset is None or column in dataset.column_names else add_lengths(dataset, processor, column)
+
+
 class OcrTrainer(SFTTrainer):
     """`SFTTrainer` for OCR; what it adds is listed here, everything else is TRL's.
 
@@ -37,6 +47,7 @@ class OcrTrainer(SFTTrainer):
       `metric_for_best_model="eval_cer"`, early stopping and trackers see them.
     - Logs carry samples/s, image and text tokens/s and peak memory.
     - A loss that is not finite stops the run.
+    - Batches of like length (`train_sampling_strategy="group_by_length"`) work: tokens are counted, image tokens included.
     - Resuming proves that every adapter tensor arrived; saved adapters carry their base's identity.
 
     Args:
@@ -46,6 +57,10 @@ class OcrTrainer(SFTTrainer):
     """
 
     def __init__(self, *, max_new_tokens: int = 256, adapter_card: dict | None = None, **kwargs):
+        if kwargs["args"].train_sampling_strategy in _BY_LENGTH:
+            # Evaluation is grouped by length then as well.
+            for name in ("train_dataset", "eval_dataset"):
+                kwargs[name] = _with_lengths(kwargs.get(name), kwargs["processing_class"], kwargs["args"])
         super().__init__(**kwargs)
         if getattr(self.model, "is_loaded_in_4bit", False):
             # TRL casts an adapter on a 4-bit base to bf16, where a small step of the optimizer is rounded away.
