@@ -10,6 +10,7 @@ from transformers import conversion_mapping
 from dsocr.arguments import LANGUAGE_MODEL_TARGETS
 from dsocr.models import load_adapter, repair_checkpoint_rules
 from dsocr.models.checkpoint_rules import MODEL_TYPES
+from dsocr.models.expert_merging import speed_up_expert_merging
 from dsocr.models.tiny import build_tiny_model
 
 
@@ -21,6 +22,7 @@ def shipped_rules():
         conversion_mapping.register_checkpoint_conversion_mapping(model_type, shipped[model_type], overwrite=True)
     yield
     repair_checkpoint_rules()
+    speed_up_expert_merging()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_the_demonstration_shows_its_stages_and_preflight(demonstration):
         assert line in console, line
     for name in ("held_out", "unseen_fonts", "print", "real_digits", "shuffled images"):
         assert re.search(rf"dsocr.training.results: {name} +\d+ ", console), name
-    assert re.search(r"step 1/\d+: loss .* samples/s, .* image \+ .* text tokens/s, peak .* GiB", console)
+    assert re.search(r"step 1/\d+: loss .* samples/s, .* image \+ .* text tokens/s, padding \d+%, peak .* GiB", console)
     log = (demonstration[0] / "run.log").read_text(encoding="utf-8")
     assert re.search(r"^\d{4}-\d\d-\d\d .* INFO dsocr.training.callbacks: step 1/", log, re.M)
 
