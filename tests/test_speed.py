@@ -8,13 +8,16 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from training_helpers import build_trainer, line_dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dsocr.arguments import recipe_defaults
 from dsocr.collator import OcrCollator
-from dsocr.data.lengths import add_lengths, padding_share
+from dsocr.data import load_ocr_dataset
+from dsocr.data.lengths import add_lengths
 from dsocr.models import sam_attention
 from dsocr.models.sam_attention import split_global_attention
 from dsocr.models.tiny import build_tiny_model
+from dsocr.processor import OcrProcessor
 
 
 @pytest.fixture
@@ -101,6 +104,11 @@ def test_a_copy_of_a_split_model_is_independent(rows):
     assert torch.equal(clone(**batch).logits, expected)
 
 
+def padding_share(batches):
+    """The share of all positions that is padding, when each batch is padded to its longest sample."""
+    return 1 - sum(map(sum, batches)) / sum(max(lengths) * len(lengths) for lengths in batches)
+
+
 def test_batches_of_like_length_have_little_padding(tmp_path):
     """Lines of 2 to 40 characters and 1 to 9 tiles; random batches waste a quarter."""
     rng = np.random.default_rng(0)
@@ -138,3 +146,15 @@ def test_the_recipe_groups_by_length_and_says_the_padding(tmp_path, dataset):
     trainer.train()
     assert trainer.evaluate()["eval_cer"] >= 0
     assert all(0 <= entry["padding_share"] < 1 for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_padding_of_the_real_lines_is_what_the_readme_says(shared):
+    base = build_tiny_model("v1")[1]
+    processor = OcrProcessor(base.tokenizer, "v1", "gundam")
+    dataset = add_lengths(load_ocr_dataset(shared / "data" / "stanford1905", progress=False), processor, "length")
+    lengths, shares = list(dataset["length"]), {}
+    random_order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
+    grouped = list(LengthGroupedSampler(8, lengths=lengths, generator=torch.Generator().manual_seed(0)))
+    for name, order in (("random", random_order), ("grouped", grouped)):
+        shares[name] = padding_share([[lengths[i] for i in order[k : k + 8]] for k in range(0, len(order), 8)])
+    assert shares["random"] == pytest.approx(0.16, abs=0.02) and shares["grouped"] == pytest.approx(0.03, abs=0.01)

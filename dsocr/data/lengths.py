@@ -1,6 +1,5 @@
-"""How many tokens a sample has, image tokens included, and how much of a batch is padding."""
+"""How many tokens a sample has, image tokens included."""
 
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from datasets import Dataset
@@ -24,17 +23,3 @@ def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str) -> Datas
 
     with ThreadPoolExecutor() as pool:
         return dataset.add_column(column, list(pool.map(count, dataset)))
-
-
-def padding_share(batches: Iterable[Sequence[int]]) -> float:
-    """The share of all positions that is padding, 0..1, when each batch is padded to its longest sample.
-
-    Example:
-        >>> padding_share([[4, 2], [3, 3]])
-        0.14285714285714285
-    """
-    used = total = 0
-    for lengths in batches:
-        used += sum(lengths)
-        total += max(lengths) * len(lengths)
-    return 1 - used / total if total else 0.0
