@@ -11,9 +11,6 @@ import torch.distributed as dist
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
-    UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor,
-)
 
 from dsocr.collator import OcrCollator
 from dsocr.features.cache import FeatureCache
@@ -48,6 +45,13 @@ def _generation_config(processor: OcrProcessor, max_new_tokens: int) -> Generati
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[processor.image_token_id],
     )
+
+
+def _loop_guard() -> LogitsProcessor:
+    # Imported when it is needed, as the model's class is.
+    from transformers.models.unlimited_ocr import generation_unlimited_ocr as generation
+
+    return generation.UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)
 
 
 class _ConfidenceRecorder(LogitsProcessor):
@@ -117,7 +121,7 @@ def read_lines(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collate = OcrCollator(processor, dtype=model.dtype, for_generation=True, features=features)
     config = _generation_config(processor, max_new_tokens)
-    guards = [UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)] if loop_guard else []
+    guards = [_loop_guard()] if loop_guard else []
     # Not the model's own answer, which is its first parameter's: the vision tower may be elsewhere.
     device = model.get_input_embeddings().weight.device
     bar = tqdm(total=len(images), desc=description, unit="line", disable=not progress, leave=False)

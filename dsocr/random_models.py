@@ -9,7 +9,7 @@ from transformers.initialization import no_init_weights
 
 from dsocr.collator import IGNORED
 from dsocr.images import ImageGeometry
-from dsocr.models.loading import MODEL_CLASSES
+from dsocr.models.loading import find_model_class
 
 
 _STANDARD_DEVIATION = 0.02
@@ -31,7 +31,7 @@ def build_random_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device), no_init_weights():
-            model = MODEL_CLASSES[config.model_type](config)
+            model = find_model_class(config.model_type)(config)
     finally:
         torch.set_default_dtype(default)
     generator = torch.Generator(device=device).manual_seed(seed)

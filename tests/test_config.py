@@ -70,10 +70,10 @@ def test_released_v2_takes_the_encoders_width_for_sams_last_channels():
 def test_released_v1_size_counted_on_the_meta_device():
     import torch
 
-    from dsocr.models.loading import MODEL_CLASSES
+    from dsocr.models.loading import find_model_class
 
     with torch.device("meta"):
-        model = MODEL_CLASSES["unlimited_ocr"](native_config(released("v1")))
+        model = find_model_class("unlimited_ocr")(native_config(released("v1")))
     experts = sum(p.numel() for name, p in model.named_parameters() if ".mlp.experts." in name)
     assert round(experts / 1e6, 1) == 2422.2
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 3335.5

@@ -144,7 +144,7 @@ def test_a_hub_id_is_asked_for_its_revision(monkeypatch):
         raise Loaded
 
     monkeypatch.setattr(loading, "cached_file", cached_file)
-    monkeypatch.setattr(loading.MODEL_CLASSES["unlimited_ocr"], "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading.find_model_class("unlimited_ocr"), "from_pretrained", from_pretrained)
     with pytest.raises(Loaded):
         load_model("deepseek-ai/DeepSeek-OCR", revision="abc123")
     assert asked == {

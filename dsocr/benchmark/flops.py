@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from dsocr.images import ImageGeometry
-from dsocr.models.loading import MODEL_CLASSES
+from dsocr.models.loading import find_model_class
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def count_vision_flops(config: PreTrainedConfig, geometry: ImageGeometry, size: 
     config = type(config).from_dict(config.to_dict())
     config._attn_implementation = "eager"
     with torch.device("meta"), no_init_weights():
-        model = MODEL_CLASSES[config.model_type](config)
+        model = find_model_class(config.model_type)(config)
         columns, rows = geometry.choose_grid(*size)
         sides = [geometry.base_size] + ([geometry.tile_size] * (columns * rows) if (columns, rows) != (1, 1) else [])
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -8,7 +8,7 @@ from transformers.initialization import no_init_weights
 
 from dsocr.memory.settings import MemorySettings
 from dsocr.models.freezing import freeze_vision
-from dsocr.models.loading import MODEL_CLASSES
+from dsocr.models.loading import find_model_class
 from dsocr.models.sam_attention import split_global_attention
 
 
@@ -66,7 +66,7 @@ def shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Mod
     torch.set_default_dtype(settings.dtype)
     try:
         with torch.device("meta"), no_init_weights():
-            model = MODEL_CLASSES[config.model_type](config)
+            model = find_model_class(config.model_type)(config)
             freeze_vision(model)
             split_global_attention(model)
             model.requires_grad_(settings.target_modules is None)

@@ -24,7 +24,7 @@ from dsocr.memory.live_memory import LiveMemory
 from dsocr.memory.plan import largest_image, plan_memory
 from dsocr.memory.settings import MemorySettings
 from dsocr.models import freeze_vision, load_model, native_config
-from dsocr.models.loading import MODEL_CLASSES, read_raw_config
+from dsocr.models.loading import find_model_class, read_raw_config
 from dsocr.models.quantization import OcrQuantizationConfig, weight_bytes
 from dsocr.processor import OcrProcessor
 from dsocr.random_models import random_batch
@@ -94,7 +94,7 @@ def _load(folder: str, variant: str, device: torch.device) -> PreTrainedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        model = MODEL_CLASSES[config.model_type].from_pretrained(
+        model = find_model_class(config.model_type).from_pretrained(
             folder, config=config, dtype=torch.bfloat16, quantization_config=settings, device_map=place
         )
         for module in model.modules():

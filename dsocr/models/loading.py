@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    DeepseekOcr2ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
-    UnlimitedOcrForConditionalGeneration,
 )
 from transformers.utils import cached_file
 
@@ -20,10 +18,24 @@ from dsocr.models.sam_attention import split_global_attention
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {
-    "unlimited_ocr": UnlimitedOcrForConditionalGeneration,
-    "deepseek_ocr2": DeepseekOcr2ForConditionalGeneration,
-}
+
+def find_model_class(model_type: str) -> type[PreTrainedModel]:
+    """The native class of a model type.
+
+    Imported when it is needed: modelling code takes a third of a second, which `--help` should not cost.
+
+    Raises:
+        ValueError: for another model type.
+    """
+    if model_type == "unlimited_ocr":
+        from transformers import UnlimitedOcrForConditionalGeneration
+
+        return UnlimitedOcrForConditionalGeneration
+    if model_type == "deepseek_ocr2":
+        from transformers import DeepseekOcr2ForConditionalGeneration
+
+        return DeepseekOcr2ForConditionalGeneration
+    raise ValueError(f"model_type={model_type!r} is not one of deepseek_ocr2, unlimited_ocr.")
 
 
 class ModelLoadError(ValueError):
@@ -145,15 +157,14 @@ def load_model(
         )
     if config is None:
         config = native_config(raw)
-    if config.model_type not in MODEL_CLASSES:
-        raise ValueError(f"model_type={config.model_type!r} is not one of {sorted(MODEL_CLASSES)}.")
+    model_class = find_model_class(config.model_type)
     parsed_dtype = parse_dtype(dtype)
     quantization_config = None
     if load_in_4bit:
         compute_dtype = _stored_dtype(raw) if parsed_dtype == "auto" else parsed_dtype
         quantization_config = _quantization_config(quantize_vision, compute_dtype, quant_type, double_quant)
     try:
-        model, info = MODEL_CLASSES[config.model_type].from_pretrained(
+        model, info = model_class.from_pretrained(
             name_or_path,
             config=config,
             revision=revision or "main",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import DeepseekOcr2Config, PreTrainedModel, UnlimitedOcrConfig
 
-from dsocr.models.loading import MODEL_CLASSES
+from dsocr.models.loading import find_model_class
 from dsocr.processor import OcrProcessor
 from dsocr.tokenization import build_byte_tokenizer
 
@@ -125,7 +125,7 @@ def build_tiny_model(
     """
     tokenizer = build_byte_tokenizer()
     config = _tiny_config(version, len(tokenizer), width, sam_width, layers)
-    model = MODEL_CLASSES[config.model_type](config)
+    model = find_model_class(config.model_type)(config)
     _initialize(model, seed)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
