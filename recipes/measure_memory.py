@@ -51,6 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
     device = "gpu" if torch.cuda.is_available() else "cpu"
     path = results_path(arguments.results or arguments.output_dir, device)
     content = {"hardware": hardware, "step": described, "machine": machine, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     logger.info("results in %s", path)
     if arguments.readme:

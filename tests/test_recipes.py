@@ -225,13 +225,14 @@ def test_memory_is_measured_and_the_readmes_table_is_filled(monkeypatch, tmp_pat
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- memory table -->\n<!-- end of memory table -->\nb\n", encoding="utf-8")
     argv = ["--size", "tiny", "--steps", "1", "--variants", "bf16", "4bit", "--output_dir", str(tmp_path / "out")]
-    recipe.main(recipe.build_parser().parse_args([*argv, "--results", str(tmp_path), "--readme", str(readme)]))
+    results = tmp_path / "made" / "on the way"
+    recipe.main(recipe.build_parser().parse_args([*argv, "--results", str(results), "--readme", str(readme)]))
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    rows = json.loads((tmp_path / f"memory_{device}.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((results / f"memory_{device}.json").read_text(encoding="utf-8"))["rows"]
     assert rows["4bit"]["weights_bytes"] < rows["bf16"]["weights_bytes"]
     assert rows["4bit"]["seconds"] > 0 and 0 <= rows["4bit"]["cer"] < 0.3
     text = readme.read_text(encoding="utf-8")
-    assert build_table(tmp_path) in text and text.startswith("a\n") and text.endswith("\nb\n")
+    assert build_table(results) in text and text.startswith("a\n") and text.endswith("\nb\n")
     cells = next(line for line in text.splitlines() if line.startswith("| bf16 LoRA")).split("|")
     other = slice(3, 6) if device == "gpu" else slice(6, 9)
     assert all(not cell.strip() for cell in cells[other]), "a device that was not measured has empty cells"
