@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 
 import torch
+import torch.distributed as dist
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,13 @@ def prepare_process() -> None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's rank and the number of processes; `(0, 1)` without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def warn_about_unused_gpu() -> bool:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from dsocr.collator import OcrCollator
+from dsocr.environment import process_rank
 from dsocr.features.cache import FeatureCache
 from dsocr.image_files import read_image_size
 from dsocr.metrics import TextMetrics, compute_metrics
@@ -207,8 +208,7 @@ def evaluate_dataset(
     images, references = list(dataset["image"]), list(dataset["text"])
     if shuffle_images:
         images = images[1:] + images[:1]
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    rank = dist.get_rank() if ranks > 1 else 0
+    rank, ranks = process_rank()
     share = transcribe(
         model,
         processor,

@@ -88,6 +88,11 @@ class ImageGeometry:
                 best, best_difference = (columns, rows), difference
         return best
 
+    def count_tiles(self, width: int, height: int) -> int:
+        """The number of tiles of an image; 0 for one that gets its global view alone."""
+        columns, rows = self.choose_grid(width, height)
+        return 0 if (columns, rows) == (1, 1) else columns * rows
+
     def _queries(self, size: int) -> int:
         return math.ceil((size // self.patch_size) / DOWNSAMPLE)
 
@@ -101,13 +106,13 @@ class ImageGeometry:
 
     def count_tokens(self, width: int, height: int) -> int:
         """The number of image tokens that an image of `width` x `height` pixels becomes."""
-        columns, rows = self.choose_grid(width, height)
-        tiles = 0 if (columns, rows) == (1, 1) else columns * rows
+        tiles = self.count_tiles(width, height)
         if self.version == "v2":
             return self._view_tokens(self.base_size) + 1 + (tiles * self._view_tokens(self.tile_size) if tiles else 0)
         queries = self._queries(self.base_size)
         local = self._queries(self.tile_size) if tiles else 0
         # A newline after every row of the global view and of the tile mosaic, and one separator.
+        columns, rows = self.choose_grid(width, height)
         return queries * (queries + 1) + 1 + rows * local * (columns * local + 1) * bool(tiles)
 
     def cut(self, image: Image.Image) -> "ImageViews":

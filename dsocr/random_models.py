@@ -84,7 +84,7 @@ def random_batch(
     """
     generator = torch.Generator().manual_seed(seed)
     columns, rows = geometry.choose_grid(*size)
-    tiles = 0 if (columns, rows) == (1, 1) else columns * rows
+    tiles = geometry.count_tiles(*size)
     text = config.get_text_config()
     images = torch.full((batch_size, geometry.count_tokens(*size)), config.image_token_id)
     answers = torch.randint(3, text.vocab_size // 2, (batch_size, answer_tokens), generator=generator)

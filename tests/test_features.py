@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from training_helpers import build_trainer, line_dataset, logged_losses
+from training_helpers import build_trainer, line_dataset, logged_losses, loss_and_gradients
 from transformers import TrainerCallback
 
 from dsocr.collator import OcrCollator
@@ -66,23 +66,15 @@ class TowerGone(TrainerCallback):
         find_tower(model).to("meta")
 
 
-def gradients(trainer, rows):
-    trainer.model.zero_grad()
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return float(loss), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("place", [memory, disk])
 def test_loss_and_gradients_equal_those_without_the_cache(tmp_path, dataset, version, place):
     trainer = build_trainer(tmp_path, dataset, version=version, eval_dataset=dataset)
     rows = [dataset[index] for index in range(4)]
-    loss, plain = gradients(trainer, rows)
+    loss, plain = loss_and_gradients(trainer, rows)
     assert trainer.cache_features([dataset], place(tmp_path), True) is not None
     batch = trainer.data_collator(rows)
     assert batch["pixel_values"].ndim == 3 and batch["pixel_values_local"].ndim == 3
-    cached_loss, cached = gradients(trainer, rows)
+    cached_loss, cached = loss_and_gradients(trainer, rows)
     assert cached_loss == pytest.approx(loss, abs=1e-6)
     assert cached.keys() == plain.keys() and len(plain) > 10
     for name, gradient in plain.items():
@@ -94,9 +86,9 @@ def test_a_trained_projector_is_served_too(tmp_path, dataset):
     trainer = build_trainer(tmp_path, dataset, model=(model, processor), lora=False)
     model.model.multi_modal_projector.weight.requires_grad_(True)
     rows = [dataset[index] for index in range(4)]
-    _, plain = gradients(trainer, rows)
+    _, plain = loss_and_gradients(trainer, rows)
     trainer.cache_features([dataset], memory(tmp_path), True)
-    _, cached = gradients(trainer, rows)
+    _, cached = loss_and_gradients(trainer, rows)
     name = "model.multi_modal_projector.weight"
     assert plain[name].abs().max() > 0
     torch.testing.assert_close(cached[name], plain[name], atol=1e-6, rtol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from training_helpers import build_trainer, line_dataset
+from training_helpers import build_trainer, line_dataset, loss_and_gradients
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dsocr.arguments import recipe_defaults
@@ -23,13 +23,6 @@ from dsocr.processor import OcrProcessor
 @pytest.fixture
 def dataset(tmp_path, lines):
     return line_dataset(tmp_path / "data", lines)
-
-
-def loss_and_gradients(trainer, rows):
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    loss.backward()
-    return float(loss), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("options", [{}, {"router_aux_loss_coef": 0.01}, {"activation_checkpointing": True}])

@@ -43,8 +43,7 @@ def count_vision_flops(config: PreTrainedConfig, geometry: ImageGeometry, size: 
     config._attn_implementation = "eager"
     with torch.device("meta"), no_init_weights():
         model = find_model_class(config.model_type)(config)
-        columns, rows = geometry.choose_grid(*size)
-        sides = [geometry.base_size] + ([geometry.tile_size] * (columns * rows) if (columns, rows) != (1, 1) else [])
+        sides = [geometry.base_size] + [geometry.tile_size] * geometry.count_tiles(*size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             for side in sides:
                 features = model.model.vision_tower(torch.empty(1, 3, side, side)).last_hidden_state

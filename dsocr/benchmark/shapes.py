@@ -60,7 +60,6 @@ def image_with_tiles(geometry: ImageGeometry, tiles: int) -> tuple[int, int]:
         side = geometry.tile_size or geometry.base_size
         return side, side
     size = (geometry.tile_size, tiles * geometry.tile_size)
-    columns, rows = geometry.choose_grid(*size) if geometry.tile_size else (1, 1)
-    if columns * rows != tiles or tiles == 1:
+    if not geometry.tile_size or geometry.count_tiles(*size) != tiles:
         raise ValueError(f"tiles={tiles}: image mode {geometry.mode} has {geometry.min_tiles} to {geometry.max_tiles}.")
     return size

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dsocr.batches import normalize_pixels
+from dsocr.environment import process_rank
 from dsocr.features.cache import FeatureCache, hash_bytes
 from dsocr.features.store import DiskStore, ImageFeatures, MemoryStore
 from dsocr.features.tower import accept_features, feature_width, find_tower, tower_fingerprint
@@ -51,10 +52,8 @@ class CacheOptions:
 
 def feature_bytes(geometry: ImageGeometry, size: tuple[int, int], width: int, itemsize: int) -> int:
     """Bytes of the features of an image of that size."""
-    columns, rows = geometry.choose_grid(*size)
-    tiles = 0 if (columns, rows) == (1, 1) else columns * rows
     queries = geometry.view_queries(geometry.base_size)
-    queries += tiles * geometry.view_queries(geometry.tile_size) if tiles else 0
+    queries += geometry.count_tiles(*size) * geometry.view_queries(geometry.tile_size)
     return queries * width * itemsize
 
 
@@ -79,13 +78,9 @@ def _look_at(source: Any) -> tuple[str, str | None, tuple[int, int, int], tuple[
     return key, str(path), (key, stat.st_mtime_ns, stat.st_size), read_image_size(source)
 
 
-def _processes() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _choose_store(options: CacheOptions, identity: str, needed: int) -> MemoryStore | DiskStore | None:
+def _choose_store(
+    options: CacheOptions, find_identity: Callable[[], str], needed: int
+) -> MemoryStore | DiskStore | None:
     gib = needed / 2**30
     if options.folder is None and options.in_memory and needed <= options.memory_bytes:
         logger.info("vision features: %.3f GiB in memory", gib)
@@ -93,7 +88,7 @@ def _choose_store(options: CacheOptions, identity: str, needed: int) -> MemorySt
     if options.folder is None and options.in_memory:
         limit = options.memory_bytes / 2**30
         logger.info("vision features need %.3f GiB, more than --vision_cache_gib %g: on disk", gib, limit)
-    folder = Path(options.folder or options.fallback_folder)
+    folder, identity = Path(options.folder or options.fallback_folder), find_identity()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = [path.name for path in folder.iterdir() if path.is_dir() and path.name != identity]
@@ -206,7 +201,7 @@ def build_feature_cache(
     Returns:
         The cache; `None` when there is no room for it, which is logged.
     """
-    rank, ranks = _processes()
+    rank, ranks = process_rank()
     dtype = dtype or model.dtype
     width, needed = feature_width(model), 0
     known: dict[str, tuple[str, int, int]] = {}
@@ -222,8 +217,8 @@ def build_feature_cache(
             if key not in sources:
                 needed += feature_bytes(processor.geometry, size, width, dtype.itemsize)
                 sources[key] = place
-    identity = _identity(model, processor.geometry, dtype)
-    store = _choose_store(options, identity, needed)
+    # A digest of the whole tower, which only files need.
+    store = _choose_store(options, lambda: _identity(model, processor.geometry, dtype), needed)
     problem = None if store is not None else "no room"
     if store is not None:
         missing = {key: source for key, source in sorted(sources.items(), key=lambda item: item[0]) if key not in store}

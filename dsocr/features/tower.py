@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from dsocr.models.bare_model import bare_model
+
 
 def _forward(compute, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     # Pixels are [views, 3, side, side], features [views, queries, width].
@@ -22,8 +24,7 @@ def _forward(compute, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> 
 
 def find_tower(model: nn.Module) -> nn.Module:
     """The vision tower of a native model, or of the one inside a `PeftModel`."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model.vision_tower
+    return bare_model(model).model.vision_tower
 
 
 def accept_features(model: nn.Module) -> None:
@@ -40,8 +41,7 @@ def is_frozen(model: nn.Module) -> bool:
 
 def feature_width(model: nn.Module) -> int:
     """Length of one feature vector, which is what the projector takes."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model.multi_modal_projector.in_features
+    return bare_model(model).model.multi_modal_projector.in_features
 
 
 def tower_fingerprint(model: nn.Module) -> str:

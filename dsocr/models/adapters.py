@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dsocr.models.adapter_targets import prepare_adapter
+from dsocr.models.bare_model import bare_model
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def base_fingerprint(model: nn.Module) -> str:
     Two checkpoints of one architecture (v1 and Unlimited-OCR, say) have the same names and shapes, so shapes alone
     cannot tell that an adapter is put on the wrong base. The value is the same for an fp32, a bf16 and a 4-bit copy.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = bare_model(model)
     digest = hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
         small = name.endswith(("mlp.gate.weight", "layernorm.weight", "view_separator", "language_model.norm.weight"))

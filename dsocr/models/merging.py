@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from dsocr.models.adapters import load_adapter
+from dsocr.models.bare_model import bare_model
 from dsocr.models.loading import load_model
 
 
@@ -28,7 +28,7 @@ def refuse_packed(model: nn.Module) -> None:
     Raises:
         MergeError: saying what to load instead.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = bare_model(model)
     if getattr(base, "is_loaded_in_4bit", False):
         raise MergeError(
             "an adapter cannot be merged into a 4-bit base: rounding would destroy it. Merge into the 16-bit checkpoint "

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
 from dsocr.collator import OcrCollator
+from dsocr.environment import process_rank
 
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class InterruptCallback(TrainerCallback):
         self._previous = signal.signal(signal.SIGINT, self._handle)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if process_rank()[1] > 1:
             # The processes must agree, or those that go on wait for ever for the one that saves.
             flag = torch.tensor(int(self.interrupted), device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)

@@ -12,6 +12,7 @@ from torch import nn
 from dsocr.collator import IGNORED
 from dsocr.failures import PreflightError
 from dsocr.metrics import normalize
+from dsocr.models.bare_model import bare_model
 from dsocr.models.freezing import vision_parameters
 from dsocr.processor import OcrProcessor
 
@@ -106,7 +107,7 @@ def run_preflight(
     Raises:
         PreflightError: listing every failed check.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = bare_model(model)
     problems = check_labels(batch, processor, texts)
     image_tokens = int((batch["input_ids"] == processor.image_token_id).sum())
     features = count_features(base, batch)

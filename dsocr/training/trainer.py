@@ -18,6 +18,7 @@ from dsocr.features.building import CacheOptions, build_feature_cache
 from dsocr.features.cache import FeatureCache
 from dsocr.features.tower import find_tower, is_frozen
 from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
+from dsocr.models.bare_model import bare_model
 from dsocr.processor import OcrProcessor
 from dsocr.trackers import log_picture
 from dsocr.training.callbacks import (
@@ -67,7 +68,7 @@ class OcrTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        self._head = CompactHead(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        self._head = CompactHead(bare_model(self.model))
         self.max_new_tokens = max_new_tokens
         self.adapter_card = adapter_card or {}
         self._reset_counts()
