@@ -72,7 +72,11 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 def _seen_size(image: Image.Image, name: str) -> tuple[int, int]:
     _check_size(image.size, name)
     width, height = image.size
-    rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
+    try:
+        # A PNG may hold its EXIF behind the pixels, which are read for it.
+        rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
+    except _DAMAGE as error:
+        raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
     return (height, width) if rotated else (width, height)
 
 

@@ -103,3 +103,12 @@ def test_bytes_and_pil_images(scratch_image):
 def test_the_error_survives_a_worker_process():
     error = pickle.loads(pickle.dumps(UnreadableImageError("a.png: gone", "missing")))
     assert (error.reason, str(error)) == ("missing", "a.png: gone")
+
+
+@pytest.mark.parametrize("read", [check_image, read_image_size])
+def test_a_png_that_ends_in_its_pixels_is_damaged(tmp_path, read):
+    path = tmp_path / "cut.png"
+    Image.new("RGB", (200, 40), "white").save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UnreadableImageError, match=r"cut\.png: damaged or truncated"):
+        read(path)
