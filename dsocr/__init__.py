@@ -8,22 +8,29 @@ Importing this package is light: torch and transformers are imported when one of
     >>> model = dsocr.load_adapter(model, "outputs/my_adapter")  # doctest: +SKIP
 """
 
+import logging
 from importlib import import_module
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
-    "OcrCollator": "dsocr.collator",
-    "OcrProcessor": "dsocr.processor",
+    "OcrCollator": "dsocr.samples.collator",
+    "OcrProcessor": "dsocr.samples.processor",
     "load_adapter": "dsocr.models",
     "load_model": "dsocr.models",
     "load_ocr_dataset": "dsocr.data",
-    "make_peft_safe": "dsocr.wrapper",
+    "make_peft_safe": "dsocr.models.peft_wrapper",
     "native_config": "dsocr.models",
-    "remove_peft_safe": "dsocr.wrapper",
+    "remove_peft_safe": "dsocr.models.peft_wrapper",
 }
 __all__ = ["__version__", *_PUBLIC]
+
+# PEFT imports bitsandbytes, which warns on a CPU with AVX512-BF16 that an optional kernel from the Hub is not there. Its
+# own kernel works, and this project downloads no code, so the line would only send a newcomer the wrong way.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)
 
 
 def __getattr__(name: str):

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
-from dsocr.benchmark.data_speed import measure_data
-from dsocr.benchmark.flops import measure_matrix_rate
-from dsocr.benchmark.growth import measure_growth
-from dsocr.benchmark.levers import LEVERS
-from dsocr.benchmark.loading_speed import measure_loading
-from dsocr.benchmark.reading_speed import measure_reading
-from dsocr.benchmark.results import describe, results_path, update_readme, write_result
-from dsocr.benchmark.shapes import SIZES, benchmark_config, benchmark_geometry, image_with_tiles
-from dsocr.benchmark.training_speed import TrainingOptions, measure_training
-from dsocr.environment import describe_machine, prepare_process
-from dsocr.failures import explained
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import describe_machine, prepare_process
+from dsocr.lab.data_speed import measure_data
+from dsocr.lab.flops import measure_matrix_rate
+from dsocr.lab.growth import measure_growth
+from dsocr.lab.levers import LEVERS
+from dsocr.lab.loading_speed import measure_loading
+from dsocr.lab.random_models import write_random_checkpoint
+from dsocr.lab.reading_speed import measure_reading
+from dsocr.lab.shapes import SIZES, benchmark_config, benchmark_geometry, image_with_tiles
+from dsocr.lab.tables import describe, results_path, update_readme, write_result
+from dsocr.lab.training_speed import TrainingOptions, measure_training
 from dsocr.models.loading import parse_dtype
-from dsocr.random_models import write_random_checkpoint
-from dsocr.run_log import setup_logging
 
 
 def main(arguments: argparse.Namespace) -> None:

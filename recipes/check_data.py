@@ -9,48 +9,38 @@ image mode. Writes doctor.json and doctor.html with thumbnails. --fix writes a r
 Exit code 1 when there is an error.
 """
 
-import argparse
 import sys
 
-from dsocr.demo import TINY_BASE
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import CheckArguments
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process
 from dsocr.doctor import examine, write_repaired
-from dsocr.failures import explained
-from dsocr.processor import OcrProcessor
-from dsocr.run_log import setup_logging
+from dsocr.models.loading import TINY_BASE
+from dsocr.samples.processor import OcrProcessor
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: CheckArguments) -> int:
     logger = setup_logging(None, is_main=True)
-    name = arguments.model_name_or_path or str(TINY_BASE)
     if arguments.model_name_or_path is None:
         logger.info("no --model_name_or_path: tokens and tiles are counted for the built-in tiny model")
     found = examine(
         arguments.source,
-        OcrProcessor.from_pretrained(name),
+        OcrProcessor.from_pretrained(arguments.model_name_or_path or str(TINY_BASE)),
         max_new_tokens=arguments.max_new_tokens,
         image_column=arguments.image_column,
         text_column=arguments.text_column,
     )
-    for line in found.lines():
-        print(line)
+    print("\n".join(found.describe()))
     logger.info("with pictures: %s", found.write(arguments.output_dir))
     if arguments.fix:
         print(f"{write_repaired(found, arguments.fix)} of {len(found.rows)} rows repaired into {arguments.fix}")
     return 0 if found.is_sound else 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a metadata file, or a folder with one")
-    parser.add_argument("--model_name_or_path", help="whose tokenizer and image modes count; default: the tiny model's")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="of the run to come; default: %(default)s")
-    parser.add_argument("--output_dir", default="outputs/doctor", help="of doctor.json and doctor.html")
-    parser.add_argument("--fix", metavar="FOLDER", help="write a repaired copy there")
-    parser.add_argument("--image_column", help="when it has an unusual name")
-    parser.add_argument("--text_column", help="when it has an unusual name")
-    return parser
-
-
 if __name__ == "__main__":
+    prepare_process()
+    arguments = parse_recipe(CheckArguments, sys.argv[1:], __doc__)
     with explained():
-        sys.exit(main(build_parser().parse_args()))
+        sys.exit(main(arguments))

@@ -12,14 +12,16 @@ import contextlib
 import sys
 from pathlib import Path
 
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.reading import EvaluateArguments, load_reader_of, reading_options
+from dsocr.common.errors import explained
+from dsocr.common.logs import Stages, setup_logging
+from dsocr.common.machine import describe_machine, prepare_process, warn_about_unused_gpu
 from dsocr.data import BadSamples
-from dsocr.environment import describe_machine, prepare_process, warn_about_unused_gpu
-from dsocr.failures import explained
-from dsocr.models.adapters import adapter_fingerprint, base_fingerprint
-from dsocr.reading.arguments import EvaluateArguments, generation_options, parse_reading_arguments, reader_options
+from dsocr.models.adapters import adapter_fingerprint
 from dsocr.reading.baselines import load_baseline
 from dsocr.reading.judging import (
-    fingerprint_dataset,
+    describe_reading,
     judge,
     load_transcribed,
     log_judged,
@@ -27,60 +29,53 @@ from dsocr.reading.judging import (
     read_with_baseline,
     write_judged,
 )
-from dsocr.reading.loading import load_reader
 from dsocr.reading.prediction_file import PredictionFile
-from dsocr.report import write_evaluation_report
-from dsocr.run_log import Stages, setup_logging
+from dsocr.report.pages import write_evaluation_report
 
 
 def main(arguments: EvaluateArguments) -> None:
     output_dir = Path(arguments.output_dir)
     logger = setup_logging(output_dir, is_main=True)
     warn_about_unused_gpu()
-    source = arguments.dataset_name
-    read_baseline = load_baseline(arguments.baseline, arguments.baseline_language) if arguments.baseline else None
-    stage = Stages(logger, 3 + bool(arguments.adapter) + bool(arguments.baseline))
+    stage = Stages(logger)
+    baseline = load_baseline(arguments.baseline) if arguments.baseline else None
 
     ################
-    # Data and model
+    # Model and data
     ################
-    with stage(f"data {source}"):
+    with stage(f"data {arguments.dataset_name}"):
         bad_samples = BadSamples(arguments.on_bad_sample)
-        columns = {"image_column": arguments.image_column, "text_column": arguments.text_column}
-        options = {"bad_samples": bad_samples, "max_samples": arguments.max_eval_samples, **columns}
-        dataset, split = load_transcribed(source, arguments.dataset_test_split, **options)
+        dataset, split = load_transcribed(
+            arguments.dataset_name,
+            bad_samples,
+            split=arguments.dataset_test_split,
+            image_column=arguments.image_column,
+            text_column=arguments.text_column,
+            max_samples=arguments.max_eval_samples,
+        )
         logger.info("%d lines; %s", len(dataset), bad_samples.summary())
     with stage(f"model {arguments.model_name_or_path or ''} {arguments.adapter or ''}"):
-        options = reader_options(arguments)
-        model, processor, name = load_reader(arguments.model_name_or_path, arguments.adapter, **options)
+        reader = load_reader_of(arguments)
 
     ################
     # Reading
     ################
-    reading = generation_options(arguments)
-    identity = {"dataset": str(source), "split": split, "dataset_fingerprint": fingerprint_dataset(dataset)}
-    settings = identity | {"model": name, "base_fingerprint": base_fingerprint(model), "dtype": arguments.dtype}
-    settings |= processor.to_dict() | {"load_in_4bit": arguments.load_in_4bit}
-    settings |= {key: reading[key] for key in ("max_new_tokens", "loop_guard")}
+    options = reading_options(arguments)
+    source, settings = describe_reading(arguments.dataset_name, split, dataset, reader, options)
     readers = {}
     with stage("reading with the base model"):
         file = PredictionFile(output_dir / "predictions_base.jsonl", settings)
-        with model.disable_adapter() if arguments.adapter else contextlib.nullcontext():
-            readers["base"] = read_dataset(model, processor, dataset, file, **reading)
+        with reader.model.disable_adapter() if arguments.adapter else contextlib.nullcontext():
+            readers["base"] = read_dataset(reader, dataset, file, options)
     if arguments.adapter:
         with stage("reading with the adapter"):
-            file = PredictionFile(
-                output_dir / "predictions.jsonl",
-                settings | {"adapter_fingerprint": adapter_fingerprint(arguments.adapter)},
-            )
-            readers["adapter"] = read_dataset(model, processor, dataset, file, **reading)
-    if read_baseline:
-        with stage(f"reading with {arguments.baseline}"):
-            file = PredictionFile(
-                output_dir / f"predictions_{arguments.baseline}.jsonl",
-                identity | {"baseline": arguments.baseline, "language": arguments.baseline_language},
-            )
-            readers[arguments.baseline] = read_with_baseline(read_baseline, dataset, file)
+            fingerprint = {"adapter_fingerprint": adapter_fingerprint(arguments.adapter)}
+            file = PredictionFile(output_dir / "predictions.jsonl", settings | fingerprint)
+            readers["adapter"] = read_dataset(reader, dataset, file, options)
+    if baseline:
+        with stage(f"reading with {baseline.name}"):
+            file = PredictionFile(output_dir / f"predictions_{baseline.name}.jsonl", source | baseline.to_dict())
+            readers[baseline.name] = read_with_baseline(baseline, dataset, file)
 
     ################
     # Results
@@ -90,12 +85,11 @@ def main(arguments: EvaluateArguments) -> None:
     fields = {"settings": settings, "adapter": arguments.adapter, "machine": describe_machine()}
     path = write_judged(output_dir, judged, skipped=dict(bad_samples.counts), command=sys.argv, **fields)
     report = write_evaluation_report(output_dir, dataset["image"])
-    best = readers.get("adapter", readers["base"])
-    logger.info("results in %s, report in %s (%d lines)", path, report, len(best))
+    logger.info("results in %s, report in %s (%d lines)", path, report, len(dataset))
 
 
 if __name__ == "__main__":
     prepare_process()
-    arguments = parse_reading_arguments(sys.argv[1:], EvaluateArguments)
+    arguments = parse_recipe(EvaluateArguments, sys.argv[1:], __doc__)
     with explained():
         main(arguments)

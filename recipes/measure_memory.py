@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from dsocr.environment import describe_machine, prepare_process
-from dsocr.failures import explained
-from dsocr.images import image_geometry
-from dsocr.memory.measurement import VARIANTS, run_in_process
-from dsocr.memory.table import results_path, update_readme
-from dsocr.models.released_shapes import released_config
-from dsocr.models.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
-from dsocr.random_models import write_random_checkpoint
-from dsocr.run_log import setup_logging
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import describe_machine, prepare_process
+from dsocr.lab.memory import VARIANTS, run_in_process
+from dsocr.lab.memory_table import results_path, update_readme
+from dsocr.lab.random_models import write_random_checkpoint
+from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
+from dsocr.models.config import released_config
+from dsocr.samples.geometry import image_geometry
 
 
 def main(arguments: argparse.Namespace) -> None:

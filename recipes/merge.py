@@ -3,39 +3,43 @@
     python recipes/merge.py outputs/my_adapter --output_dir outputs/my_model
     python recipes/merge.py outputs/my_adapter --output_dir outputs/served_adapter --adapter_only
 
-The checkpoint has upstream's own layout (names, shapes and config of the released one) when its base has, so that what
-reads the released checkpoint finds what it expects; --layout native writes transformers' own. The sum is made in fp32,
-needs about 14 GB of memory for the released models, and is loaded back and compared before the recipe says done.
+The checkpoint has upstream's own layout (names, shapes and config of the released one) when its base has, so that whatever
+reads the released checkpoint finds what it expects; --layout native writes transformers' own. Weights are bfloat16. The
+sum is made in fp32, needs about 14 GB of memory for the released models, and is loaded back and compared before the recipe
+says done.
 """
 
-import argparse
-import json
+import sys
 from pathlib import Path
 
 import torch
 
-from dsocr.collator import OcrCollator
-from dsocr.environment import prepare_process
-from dsocr.failures import explained
-from dsocr.model_card import write_model_card
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import MergeArguments
+from dsocr.common.errors import explained
+from dsocr.common.files import load_json
+from dsocr.common.logs import Stages, setup_logging
+from dsocr.common.machine import prepare_process
+from dsocr.common.run_files import RESULTS_NAME
 from dsocr.models import load_model
 from dsocr.models.adapter_export import export_adapter
 from dsocr.models.adapters import find_base
-from dsocr.models.checkpoint_export import LAYOUTS, write_checkpoint
-from dsocr.models.loading import parse_dtype
-from dsocr.models.local_checkpoint import local_checkpoint
+from dsocr.models.checkpoint_export import choose_layout, upload_checkpoint, write_checkpoint
+from dsocr.models.loading import local_checkpoint
 from dsocr.models.merging import merge_adapter, verify_written
-from dsocr.processor import OcrProcessor
-from dsocr.run_log import Stages, setup_logging
-from dsocr.training.results import RESULTS_NAME
-from dsocr.verification import SAMPLE_IMAGE, SAMPLE_TEXT
+from dsocr.reading.verification import SAMPLE_IMAGE, SAMPLE_TEXT
+from dsocr.report.model_card import write_model_card
+from dsocr.samples.collator import OcrCollator
+from dsocr.samples.processor import OcrProcessor
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: MergeArguments) -> None:
     logger = setup_logging(None, is_main=True)
-    stage = Stages(logger, 2 if arguments.adapter_only else 4 + arguments.push_to_hub)
-    adapter, output_dir = Path(arguments.adapter), Path(arguments.output_dir)
-    name, revision = arguments.model_name_or_path, arguments.model_revision
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+    stage = Stages(logger)
+    adapter, output_dir, dtype = Path(arguments.adapter), Path(arguments.output_dir), torch.bfloat16
+    name, revision = arguments.model_name_or_path, None
     if name is None:
         name, revision = find_base(adapter)
 
@@ -58,50 +62,25 @@ def main(arguments: argparse.Namespace) -> None:
     ################
     # Save
     ################
-    dtype = parse_dtype(arguments.dtype)
-    is_upstream = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type") == "deepseek_vl_v2"
-    layout = arguments.layout or ("upstream" if is_upstream else "native")
+    layout = arguments.layout or choose_layout(base)
     with stage(f"writing {output_dir}, {layout} layout"):
-        # First, so that the base's own tokenizer files, byte for byte, are the ones that stay.
+        # Before the checkpoint, so that the base's own tokenizer files, byte for byte, are the ones that stay.
         processor.save_pretrained(output_dir)
         write_checkpoint(merged, output_dir, base, layout=layout, dtype=dtype)
         results = {"base_model_name_or_path": name, "revision": revision} | processor.to_dict()
-        if (adapter / RESULTS_NAME).is_file():
-            results |= json.loads((adapter / RESULTS_NAME).read_text(encoding="utf-8"))
-        write_model_card(output_dir, results, merged=True)
+        write_model_card(output_dir, results | load_json(adapter / RESULTS_NAME, {}), merged=True)
     with stage("loading it back"):
         difference = verify_written(output_dir, merged, probe, dtype)
-        logger.info("every weight came back; rounding to %s moves logits by at most %.1e", arguments.dtype, difference)
+        logger.info("every weight came back; rounding to bfloat16 moves logits by at most %.1e", difference)
     if arguments.push_to_hub:
         with stage(f"uploading to {arguments.hub_model_id}"):
-            from huggingface_hub import HfApi
-
-            api = HfApi()
-            api.create_repo(arguments.hub_model_id, private=True, exist_ok=True)
-            api.upload_folder(repo_id=arguments.hub_model_id, folder_path=output_dir)
+            upload_checkpoint(output_dir, arguments.hub_model_id)
     print(f"merged model in {output_dir}", flush=True)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", help="folder that the training run wrote")
-    parser.add_argument("--output_dir", required=True, help="where to write")
-    parser.add_argument("--model_name_or_path", help="the 16-bit base; default: the one that the adapter names")
-    parser.add_argument("--model_revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--layout", choices=LAYOUTS, help="default: upstream, if the base is in that layout")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--adapter_only", action="store_true", help="no merging: the adapter in upstream's names")
-    parser.add_argument("--push_to_hub", action="store_true", help="upload the folder, as a private repository")
-    parser.add_argument("--hub_model_id", help="user/name; needed by --push_to_hub")
-    return parser
 
 
 if __name__ == "__main__":
     prepare_process()
-    parser = build_parser()
-    arguments = parser.parse_args()
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        parser.error("--push_to_hub needs --hub_model_id user/name")
+    arguments = parse_recipe(MergeArguments, sys.argv[1:], __doc__)
     torch.set_grad_enabled(False)
     with explained():
         main(arguments)

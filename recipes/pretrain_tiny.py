@@ -7,10 +7,10 @@ A stopped run goes on with --resume. The result is a native checkpoint in bf16 w
 
 from transformers import HfArgumentParser
 
-from dsocr.environment import prepare_process
-from dsocr.run_log import setup_logging
-from dsocr.training.pretraining import PretrainArguments, pretrain
-from dsocr.training.pretraining_report import write_released_model
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process
+from dsocr.lab.tiny_training import PretrainArguments, pretrain
+from dsocr.lab.tiny_training_report import write_released_model
 
 
 def main(arguments: PretrainArguments):

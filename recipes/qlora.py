@@ -10,10 +10,10 @@ The real thing; first ask what it needs (nothing is loaded), then train:
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/qlora.py \\
         --model_name_or_path deepseek-ai/DeepSeek-OCR --image_mode base --dataset_name my_lines/
 
-It is recipes/sft_lora.py, flag for flag, with other defaults (dsocr.arguments.qlora_defaults): NF4 with double
+It is recipes/sft_lora.py, flag for flag, with other defaults (dsocr.cli.training.qlora_defaults): NF4 with double
 quantisation, one line a step, activation checkpointing, a paged 8-bit optimizer on a GPU. --quantize_vision packs the
 vision side too; --lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj --lora_dropout 0 trains LoRA on
-the 4-bit experts. recipes/configs/qlora_*.yaml are made for cards of 4 to 24 GB.
+the 4-bit experts. recipes/configs/qlora_*.yaml are made for small cards.
 """
 
 import sys
@@ -22,7 +22,7 @@ import sft_lora
 
 
 def run(argv):
-    sft_lora.run(argv, qlora=True)
+    sft_lora.run(argv, qlora=True, description=__doc__)
 
 
 if __name__ == "__main__":

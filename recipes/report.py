@@ -6,14 +6,17 @@
 One folder: report.html and report.md in it. Several: comparison.html and comparison.md in --output_dir.
 """
 
-import argparse
+import sys
 
-from dsocr.failures import explained
-from dsocr.report import write_comparison, write_run_report
-from dsocr.run_log import setup_logging
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import ReportArguments
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process
+from dsocr.report.pages import write_comparison, write_run_report
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: ReportArguments) -> None:
     logger = setup_logging(None, is_main=True)
     if len(arguments.runs) == 1:
         logger.info("report in %s", write_run_report(arguments.runs[0]))
@@ -21,13 +24,8 @@ def main(arguments: argparse.Namespace) -> None:
         logger.info("comparison in %s", write_comparison(arguments.runs, arguments.output_dir))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("--output_dir", default="outputs/comparison", help="of several runs; default: %(default)s")
-    return parser
-
-
 if __name__ == "__main__":
+    prepare_process()
+    arguments = parse_recipe(ReportArguments, sys.argv[1:], __doc__)
     with explained():
-        main(build_parser().parse_args())
+        main(arguments)

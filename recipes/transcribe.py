@@ -10,16 +10,16 @@ and trained on. A file that cannot be read is named, the rest goes on, and the e
 
 import sys
 
-from dsocr.environment import prepare_process, warn_about_unused_gpu
-from dsocr.failures import explained
-from dsocr.reading.arguments import TranscribeArguments, generation_options, parse_reading_arguments, reader_options
-from dsocr.reading.loading import load_reader
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.reading import TranscribeArguments, load_reader_of, reading_options
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process, warn_about_unused_gpu
 from dsocr.reading.page_inputs import list_files, open_pages
 from dsocr.reading.page_lines import load_detector
-from dsocr.reading.review import ReviewWriter
 from dsocr.reading.transcript_files import open_writer
 from dsocr.reading.transcription import transcribe_pages
-from dsocr.run_log import setup_logging
+from dsocr.report.review import ReviewWriter
 
 
 def main(arguments: TranscribeArguments) -> int:
@@ -28,13 +28,12 @@ def main(arguments: TranscribeArguments) -> int:
     files = list_files(arguments.inputs)
     detect = load_detector() if arguments.segment else None
     review = ReviewWriter(arguments.review) if arguments.review else None
-    options = reader_options(arguments)
-    model, processor, _ = load_reader(arguments.model_name_or_path, arguments.adapter, **options)
+    reader = load_reader_of(arguments)
     writer = open_writer(arguments.format, arguments.output, with_names=len(files) > 1)
     pages, lines, problems = 0, 0, 0
     try:
         inputs = open_pages(files, dpi=arguments.dpi)
-        for page in transcribe_pages(model, processor, inputs, detect=detect, **generation_options(arguments)):
+        for page in transcribe_pages(reader, inputs, reading_options(arguments), detect=detect):
             pages, lines = pages + 1, lines + len(page.lines)
             if page.problem:
                 problems += 1
@@ -53,6 +52,6 @@ def main(arguments: TranscribeArguments) -> int:
 
 if __name__ == "__main__":
     prepare_process()
-    arguments = parse_reading_arguments(sys.argv[1:], TranscribeArguments)
+    arguments = parse_recipe(TranscribeArguments, sys.argv[1:], __doc__)
     with explained():
         sys.exit(main(arguments))

@@ -6,16 +6,17 @@
 Exit code 0 means that every tensor was found, the shipped sample was read without error and its loss is below chance.
 """
 
-import argparse
 import sys
 
-from dsocr.environment import prepare_process, warn_about_unused_gpu
-from dsocr.failures import explained
-from dsocr.run_log import setup_logging
-from dsocr.verification import verify_checkpoint
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import VerifyArguments
+from dsocr.common.errors import explained
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process, warn_about_unused_gpu
+from dsocr.reading.verification import verify_checkpoint
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: VerifyArguments) -> int:
     setup_logging(None, is_main=True)
     warn_about_unused_gpu()
     report = verify_checkpoint(
@@ -26,23 +27,12 @@ def main(arguments: argparse.Namespace) -> int:
         image=arguments.image,
         text=arguments.text,
     )
-    for line in report.lines():
-        print(line)
+    print("\n".join(report.describe()))
     return 0 if report.sound else 1
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Hub id, checkpoint folder or adapter folder")
-    parser.add_argument("--model_revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
-    parser.add_argument("--image_mode", help="tiny, small, base, large or gundam; default: the saved one, or gundam")
-    parser.add_argument("--image", help="an image of one line instead of the shipped sample; needs --text")
-    parser.add_argument("--text", help="what the line says")
-    return parser
 
 
 if __name__ == "__main__":
     prepare_process()
+    arguments = parse_recipe(VerifyArguments, sys.argv[1:], __doc__)
     with explained():
-        sys.exit(main(build_parser().parse_args()))
+        sys.exit(main(arguments))

@@ -11,15 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from helpers.paths import REPOSITORY, SHARED
 from PIL import Image, ImageDraw  # noqa: E402
 
+from dsocr.common.machine import prepare_process  # noqa: E402
 from dsocr.data.synthetic import generate_lines, write_dataset  # noqa: E402
-from dsocr.environment import prepare_process  # noqa: E402
-from dsocr.models.tiny import build_tiny_model  # noqa: E402
-
-
-REPOSITORY = Path(__file__).parent.parent
-SHARED = REPOSITORY.parent / "shared"
+from dsocr.lab.tiny import build_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

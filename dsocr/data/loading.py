@@ -1,28 +1,30 @@
-"""One door for data: a metadata file, a folder or a Hub dataset becomes rows of `image` and `text`."""
+"""One door for data: a metadata file, a folder or a Hub dataset becomes rows of `image` and `text`.
 
-import logging
-import unicodedata
+Three steps, each done once: parse the table (`_load_table`), choose the rows of a split (`_rows_of`), and measure the rows
+that are left (`keep_usable`).
+"""
+
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import datasets
 from datasets import Dataset
 
-from dsocr.data.bad_samples import BadSamples, OnBadSample
-from dsocr.data.sieve import Sieve, find_problem
-from dsocr.data.tables import IMAGE_COLUMNS, SUFFIXES, TEXT_COLUMNS, find_column, read_table
-from dsocr.image_files import UnreadableImageError
-from dsocr.processor import OcrProcessor
+from dsocr.data.checking import BadSamples, Measure, OnBadSample, keep_usable, measure_row
+from dsocr.data.image_files import UnreadableImageError
+from dsocr.data.tables import IMAGE_COLUMNS, SUFFIXES, TEXT_COLUMNS, find_column, parse_table
+from dsocr.data.texts import clean_transcription
 
-
-logger = logging.getLogger(__name__)
 
 KEPT_COLUMNS = ("page", "writer", "split")
-# Rows that are checked, and then kept as Arrow, at a time: a table of a million rows is never held as Python objects.
+# The row's name in messages; dropped before a dataset is handed out.
+_WHERE = "where"
+# Rows that are kept as Arrow at a time: a table of a million rows is never held as Python objects.
 _CHUNK = 2048
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+
+Row = dict[str, str]
 
 
 def _find_metadata(folder: Path) -> Path | None:
@@ -36,47 +38,38 @@ def _find_metadata(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _find_in_split_folder(folder: Path, split: str | None) -> Path | None:
-    for name in SPLIT_FOLDERS.get(split, (split,)) if split else ():
+def _find_in_split_folder(folder: Path, split: str) -> Path | None:
+    for name in SPLIT_FOLDERS.get(split, (split,)):
         if (folder / name).is_dir() and (metadata := _find_metadata(folder / name)):
             return metadata
     return None
 
 
-def _locate(source: str, split: str | None) -> Path | None:
-    """The metadata file of a local source; `None` when the source is a Hub id or a folder of Parquet files."""
+def _locate(source: str) -> dict[str | None, Path]:
+    """The metadata files of a local source by split (`None` for a file whose rows may be of any split); empty for a Hub
+    id or a folder of Parquet files."""
     path = Path(source)
     if path.is_file():
-        return path
+        return {None: path}
     if not path.is_dir():
         # A Hub id has one slash at most and no suffix; anything else was meant as a path.
         if source.count("/") > 1 or path.suffix or source.startswith((".", "~", "/")):
             raise FileNotFoundError(f"--dataset_name {source}: there is no such file or folder.")
-        return None
-    metadata = _find_in_split_folder(path, split) or _find_metadata(path)
-    if metadata is None and split is None:
-        metadata = _find_in_split_folder(path, "train")
-    if metadata is None and not any(path.rglob("*.parquet")):
-        raise FileNotFoundError(
-            f"--dataset_name {source}: no metadata.jsonl, .csv or .tsv in this folder. Each line names an image "
-            'relative to the file and its text: {"image": "images/1.png", "text": "..."}'
-        )
-    return metadata
-
-
-def has_test_split(source: str | Path, split: str = "test", config: str | None = None) -> bool:
-    """Whether a source brings held-out lines of its own: a sub-folder, a `split` column, or the Hub's split."""
-    if Path(source).is_dir() and _find_in_split_folder(Path(source), split):
-        return True
-    metadata = _locate(str(source), None)
+        return {}
+    by_folder: dict[str | None, Path] = {
+        split: metadata for split in SPLIT_FOLDERS if (metadata := _find_in_split_folder(path, split))
+    }
+    if by_folder:
+        return by_folder
+    metadata = _find_metadata(path)
     if metadata is not None:
-        names = SPLIT_FOLDERS.get(split, (split,))
-        return any(row.get("split") in names for _, row in read_table(metadata, BadSamples("skip")))
-    return split in datasets.get_dataset_split_names(str(source), config)
-
-
-def _has_split_column(metadata: Path, encoding: str | None) -> bool:
-    return any("split" in row for _, row in read_table(metadata, BadSamples("skip"), encoding))
+        return {None: metadata}
+    if any(path.rglob("*.parquet")):
+        return {}
+    raise FileNotFoundError(
+        f"--dataset_name {source}: no metadata.jsonl, .csv or .tsv in this folder. Each line names an image "
+        'relative to the file and its text: {"image": "images/1.png", "text": "..."}'
+    )
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -86,11 +79,11 @@ def _inside(root: Path, name: str) -> Path:
     return path
 
 
-def _local_rows(
+def _parse_rows(
     metadata: Path, bad: BadSamples, image_column: str | None, text_column: str | None, encoding: str | None
-):
+) -> Iterator[tuple[str, Row]]:
     found = None
-    for number, row in read_table(metadata, bad, encoding):
+    for number, row in parse_table(metadata, bad, encoding):
         where = f"{metadata}:{number}"
         if found is None:
             found = (
@@ -110,68 +103,14 @@ def _local_rows(
         yield where, {"image": image, "text": str(row[found[1]]), **kept}
 
 
-def _hub_rows(source: str, split: str, config: str | None, revision: str | None, image_column, text_column):
-    dataset = datasets.load_dataset(source, config, split=split, revision=revision)
-    image = find_column(dataset.column_names, IMAGE_COLUMNS, image_column, "--image_column", source)
-    text = find_column(dataset.column_names, TEXT_COLUMNS, text_column, "--text_column", source)
-    kept = [column for column in KEPT_COLUMNS if column in dataset.column_names and column not in (image, text)]
-    dataset = dataset.select_columns([image, text, *kept])
-    if isinstance(dataset.features[image], datasets.Image):
-        # Decoded by `open_image` in the workers, like files.
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    return dataset.rename_columns({old: new for old, new in ((image, "image"), (text, "text")) if old != new})
-
-
-def _clean_text(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def _chunks(rows: Iterator, size: int) -> Iterator[list]:
-    while chunk := list(islice(rows, size)):
-        yield chunk
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-
-def _local_dataset(located: Iterator[tuple[str, dict]], sieve: Sieve) -> Dataset | None:
-    parts = []
-    features = datasets.Features({name: datasets.Value("string") for name in ("image", "text", *KEPT_COLUMNS)})
-    for chunk in _chunks(located, _CHUNK):
-        rows = [row | {"text": _clean_text(row["text"])} for _, row in chunk]
-        kept = sieve.usable(rows, [where for where, _ in chunk])
-        columns = {name: [rows[index].get(name) for index in kept] for name in features}
-        parts.append(Dataset.from_dict(columns, features=features))
-        if sieve.is_full:
-            break
-    if not sieve.count:
-        return None
-    whole = datasets.concatenate_datasets(parts)
-    empty = [name for name in KEPT_COLUMNS if whole.data.column(name).null_count == len(whole)]
-    return whole.remove_columns(empty)
-
-
-def _hub_dataset(rows: Dataset, source: str, sieve: Sieve) -> Dataset | None:
-    usable = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
-        places = [f"{source}[{start + index}]" for index in range(len(chunk))]
-        usable += [start + index for index in sieve.usable(chunk, places)]
-        if sieve.is_full:
-            break
-    return rows.select(usable) if usable else None
-
-
-def read_local_rows(
+def parse_local_rows(
     source: str | Path,
     bad: BadSamples,
     *,
     image_column: str | None = None,
     text_column: str | None = None,
     encoding: str | None = None,
-) -> list[tuple[str, dict[str, str]]]:
+) -> Iterator[tuple[str, Row]]:
     """Rows of a local source as they stand there: texts untouched, images not opened.
 
     Args:
@@ -181,24 +120,140 @@ def read_local_rows(
         text_column: See `load_ocr_dataset`.
         encoding: See `load_ocr_dataset`.
 
-    Returns:
+    Yields:
         `(where, {"image", "text", "page", "writer", "split"})`, the last three when they are known.
 
     Raises:
         FileNotFoundError: no such file, folder, or metadata file in it.
         ValueError: for a Hub id or a folder of Parquet files.
     """
-    folder, rows = Path(source), []
-    columns = (image_column, text_column, encoding)
-    for split in SPLIT_FOLDERS:
-        if folder.is_dir() and (metadata := _find_in_split_folder(folder, split)):
-            rows += [(where, {"split": split, **row}) for where, row in _local_rows(metadata, bad, *columns)]
-    if rows:
-        return rows
-    metadata = _locate(str(source), None)
-    if metadata is None:
+    located = _locate(str(source))
+    if not located:
         raise ValueError(f"{source}: only local files are examined; write a Hub dataset to a folder first.")
-    return list(_local_rows(metadata, bad, *columns))
+    for split, metadata in located.items():
+        for where, row in _parse_rows(metadata, bad, image_column, text_column, encoding):
+            yield where, row if split is None else {"split": split, **row}
+
+
+def _chunks(rows: Iterator, size: int) -> Iterator[list]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _to_dataset(rows: Iterator[tuple[str, Row]]) -> Dataset | None:
+    """Rows as an Arrow table of strings, texts in the form that is trained on; `None` when there is no row."""
+    names = ("image", "text", *KEPT_COLUMNS)
+    features = datasets.Features({name: datasets.Value("string") for name in (_WHERE, *names)})
+    parts = []
+    for chunk in _chunks(rows, _CHUNK):
+        columns = {name: [row.get(name) for _, row in chunk] for name in names}
+        columns["text"] = [clean_transcription(text) for text in columns["text"]]
+        parts.append(Dataset.from_dict({_WHERE: [where for where, _ in chunk], **columns}, features=features))
+    if not parts:
+        return None
+    whole = datasets.concatenate_datasets(parts)
+    empty = [name for name in KEPT_COLUMNS if whole.data.column(name).null_count == len(whole)]
+    return whole.remove_columns(empty)
+
+
+def _load_hub(
+    source: str, split: str, config: str | None, revision: str | None, image_column: str | None, text_column: str | None
+) -> Dataset:
+    dataset = datasets.load_dataset(source, config, split=split, revision=revision)
+    image = find_column(dataset.column_names, IMAGE_COLUMNS, image_column, "--image_column", source)
+    text = find_column(dataset.column_names, TEXT_COLUMNS, text_column, "--text_column", source)
+    kept = [column for column in KEPT_COLUMNS if column in dataset.column_names and column not in (image, text)]
+    dataset = dataset.select_columns([image, text, *kept])
+    if isinstance(dataset.features[image], datasets.Image):
+        # Decoded by `open_image` in the workers, like files.
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (text, "text")) if old != new})
+    return dataset.map(lambda row: {"text": clean_transcription(row["text"] or "")}, desc="Cleaning texts")
+
+
+def _rows_of(dataset: Dataset, split: str | None) -> Dataset:
+    """The rows of a split; every row when none is asked for, or when no row says which split it is of."""
+    if split is None or "split" not in dataset.column_names:
+        return dataset
+    names = SPLIT_FOLDERS.get(split, (split,))
+    return dataset.select([index for index, name in enumerate(dataset["split"]) if name in names])
+
+
+class Source:
+    """A source of transcribed images whose table is parsed once, however many splits are taken from it.
+
+    Args:
+        source: See `load_ocr_dataset`.
+        bad: Refuses or counts bad samples.
+        config: See `load_ocr_dataset`.
+        revision: See `load_ocr_dataset`.
+        image_column: See `load_ocr_dataset`.
+        text_column: See `load_ocr_dataset`.
+        encoding: See `load_ocr_dataset`.
+
+    Raises:
+        FileNotFoundError: no such file, folder, or metadata file in it.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        bad: BadSamples,
+        *,
+        config: str | None = None,
+        revision: str | None = None,
+        image_column: str | None = None,
+        text_column: str | None = None,
+        encoding: str | None = None,
+    ):
+        self.name = str(source)
+        self._bad = bad
+        self._hub = {"config": config, "revision": revision, "image_column": image_column, "text_column": text_column}
+        self._is_local = bool(_locate(self.name))
+        self._table: Dataset | None = None
+        if self._is_local:
+            columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}
+            self._table = _to_dataset(parse_local_rows(source, bad, **columns))
+
+    def has_split(self, split: str) -> bool:
+        """Whether there are rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
+        if not self._is_local:
+            return split in datasets.get_dataset_split_names(self.name, self._hub["config"])
+        table = self._table
+        return table is not None and "split" in table.column_names and len(_rows_of(table, split)) > 0
+
+    def load(
+        self,
+        split: str | None = None,
+        *,
+        measure: Measure = measure_row,
+        max_samples: int | None = None,
+        progress: bool = True,
+    ) -> Dataset:
+        """The usable rows of a split; the arguments and what is returned are those of `load_ocr_dataset`.
+
+        Raises:
+            ValueError: no row of the split is usable.
+            BadSampleError: a bad sample, with file and row.
+        """
+        rows = self._table if self._is_local else _load_hub(self.name, split or "train", **self._hub)
+        chosen = None if rows is None else _rows_of(rows, split if self._is_local else None)
+        if chosen is not None and _WHERE in chosen.column_names:
+            wheres = chosen.select_columns(_WHERE)
+            chosen = chosen.remove_columns(_WHERE)
+        else:
+            wheres = None
+
+        def place(position: int) -> str:
+            return f"{self.name}[{position}]" if wheres is None else wheres[position][_WHERE]
+
+        if chosen is not None:
+            options = {"measure": measure, "max_samples": max_samples, "progress": progress}
+            chosen = keep_usable(chosen, place, self._bad, **options)
+        if chosen is None or not len(chosen):
+            of_split = f" in split {split!r}" if split else ""
+            raise ValueError(f"{self.name}: no usable sample{of_split}; {self._bad.summary()}.")
+        return chosen
 
 
 def load_ocr_dataset(
@@ -211,8 +266,7 @@ def load_ocr_dataset(
     text_column: str | None = None,
     on_bad_sample: OnBadSample = "raise",
     bad_samples: BadSamples | None = None,
-    processor: OcrProcessor | None = None,
-    max_length: int | None = None,
+    measure: Measure = measure_row,
     max_samples: int | None = None,
     encoding: str | None = None,
     progress: bool = True,
@@ -231,43 +285,21 @@ def load_ocr_dataset(
         text_column: Column of the texts when it has an unusual name.
         on_bad_sample: `"raise"`, or `"skip"` to count and leave out.
         bad_samples: Collects the skipped samples over several calls; made from `on_bad_sample` when absent.
-        processor: When given, texts with reserved tokens and samples over `max_length` are found too.
-        max_length: Longest sample in tokens, image tokens included.
-        max_samples: Read no more than this many usable rows.
-        encoding: Encoding of the metadata file, see `read_table`.
+        measure: What is measured of every row, and what makes one unusable. `dsocr.samples.lengths.SampleMeter` also
+            counts tokens, and finds texts and lengths that a model cannot take.
+        max_samples: Stop after this many usable rows.
+        encoding: Encoding of the metadata file, see `parse_table`.
         progress: Show a progress bar when it takes more than a second.
 
     Returns:
-        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped) and, when known, `page`, `writer` and `split`.
-        Images stay closed until a worker needs them.
+        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped), when they are known `page`, `writer` and
+        `split`, and what was measured (`width`, `height`, ...). Images stay closed until a worker needs them.
 
     Raises:
         FileNotFoundError: no such file, folder, or metadata file in it.
         ValueError: unknown columns, nothing usable in it.
         BadSampleError: a bad sample, with file and row.
     """
-    bad = bad_samples or BadSamples(on_bad_sample)
-    metadata = _locate(str(source), split)
-
-    def sieve_of(total: int) -> Sieve:
-        return Sieve(
-            partial(find_problem, processor=processor, max_length=max_length), bad, max_samples, progress, total
-        )
-
-    if metadata is None:
-        rows = _hub_rows(str(source), split or "train", config, revision, image_column, text_column)
-        rows = rows.map(lambda row: {"text": _clean_text(row["text"] or "")}, desc="Cleaning texts")
-        with sieve_of(len(rows)) as sieve:
-            dataset = _hub_dataset(rows, str(source), sieve)
-    else:
-        located = _local_rows(metadata, bad, image_column, text_column, encoding)
-        if split and _has_split_column(metadata, encoding):
-            names = SPLIT_FOLDERS.get(split, (split,))
-            located = ((where, row) for where, row in located if row.get("split") in names)
-        with sieve_of(_count_lines(metadata)) as sieve:
-            dataset = _local_dataset(located, sieve)
-    if dataset is None:
-        raise ValueError(
-            f"{source}: no usable sample" + (f" in split {split!r}" if split else "") + f"; {bad.summary()}."
-        )
-    return dataset
+    columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}
+    found = Source(source, bad_samples or BadSamples(on_bad_sample), config=config, revision=revision, **columns)
+    return found.load(split, measure=measure, max_samples=max_samples, progress=progress)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 from datasets import Dataset
 
-from dsocr.scripts import name_script
+from dsocr.data.texts import name_script
 
 
 logger = logging.getLogger(__name__)

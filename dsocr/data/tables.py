@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
 
 
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path")
@@ -75,7 +75,7 @@ def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterat
             bad.add("wrong_columns", f"{path}:{number}", f"no {separator!r} between the image's path and the text")
 
 
-def read_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
+def parse_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
     """Rows of a metadata file with their line numbers (from 1), read as they are taken: the file is never held whole.
 
     Args:

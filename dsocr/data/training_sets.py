@@ -1,20 +1,52 @@
 """The sets of one training run: train, held out, and further named ones."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
 
-from dsocr.data.bad_samples import BadSamples
-from dsocr.data.loading import has_test_split, load_ocr_dataset
+from dsocr.data.checking import BadSamples, Measure
+from dsocr.data.loading import Source, load_ocr_dataset
 from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
-from dsocr.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT = "held_out"
+TRAIN_SAMPLE = 50
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which rows of a source are trained on, and which are held out.
+
+    Attributes:
+        train_split: Split to train on.
+        test_split: Split to hold out.
+        config: Configuration of a Hub dataset.
+        image_column: See `load_ocr_dataset`.
+        text_column: See `load_ocr_dataset`.
+        validation_fraction: Share of the rows to hold out, by page, when there is no test split.
+        fold: `2/5` holds out the second of five folds, also when the source has a test split of its own, which is then
+            not looked at.
+        max_train_samples: Upper limit of the training set.
+        max_eval_samples: Upper limit of each evaluated set.
+        extra: Further held-out sets as `NAME=PATH` words.
+        seed: Seed of the split and of the draws.
+    """
+
+    train_split: str = "train"
+    test_split: str = "test"
+    config: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    validation_fraction: float = 0.1
+    fold: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    extra: list[str] = field(default_factory=list)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,12 @@ class TrainingSets:
         """Every set that is read before and after training, the held-out one first."""
         return {HELD_OUT: self.held_out, **self.extra}
 
+    @property
+    def train_sample(self) -> Dataset:
+        """At most 50 lines of the training set, evenly spread, to be read after training."""
+        step = max(1, len(self.train) // TRAIN_SAMPLE)
+        return self.train.select(range(0, len(self.train), step)[:TRAIN_SAMPLE])
+
 
 def _parse_named_path(word: str) -> tuple[str, str]:
     name, found, path = word.partition("=")
@@ -56,71 +94,45 @@ def _draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
     return dataset if count is None or len(dataset) <= count else dataset.shuffle(seed).select(range(count))
 
 
+def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dataset, Dataset]:
+    """Train and held-out rows of one source."""
+    brings_test = source.has_split(options.test_split)
+    if options.fold is not None:
+        train = source.load(options.train_split if brings_test else None, measure=measure)
+        return split_into_fold(train, *_parse_fold(options.fold), options.seed)
+    if brings_test:
+        train = source.load(options.train_split, measure=measure)
+        return train, source.load(options.test_split, measure=measure)
+    return split_by_page(source.load(measure=measure), options.validation_fraction, options.seed)
+
+
 def load_training_sets(
-    source: str | Path,
-    processor: OcrProcessor,
-    bad_samples: BadSamples,
-    *,
-    train_split: str = "train",
-    test_split: str = "test",
-    config: str | None = None,
-    image_column: str | None = None,
-    text_column: str | None = None,
-    max_length: int | None = None,
-    validation_fraction: float = 0.1,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    extra: list[str] | None = None,
-    fold: str | None = None,
-    seed: int = 0,
+    source: str | Path, measure: Measure, bad_samples: BadSamples, options: DataOptions = DataOptions()
 ) -> TrainingSets:
     """Load the sets of a run; when the source has no test split, whole pages are held out.
 
     Args:
         source: What `load_ocr_dataset` takes.
-        processor: Finds texts and lengths that the model cannot take.
+        measure: What is measured of every row; `dsocr.samples.lengths.SampleMeter` also finds texts and lengths that
+            the model cannot take.
         bad_samples: Refuses or collects bad samples.
-        train_split: Split to train on.
-        test_split: Split to hold out.
-        config: Configuration of a Hub dataset.
-        image_column: See `load_ocr_dataset`.
-        text_column: See `load_ocr_dataset`.
-        max_length: Longest sample in tokens.
-        validation_fraction: Share to hold out when there is no test split.
-        max_train_samples: Upper limit of the training set.
-        max_eval_samples: Upper limit of each evaluated set.
-        extra: `NAME=PATH` words.
-        fold: `2/5` holds out the second of five folds, also when the source has a test split of its own, which is then
-            not looked at.
-        seed: Seed of the split and of the draws.
+        options: Which rows go where.
 
     Raises:
-        As `load_ocr_dataset` and `split_by_page`; ValueError for a word in `extra` that is not NAME=PATH.
+        As `load_ocr_dataset` and `split_by_page`; ValueError for a word in `options.extra` that is not NAME=PATH.
     """
-    options = {
-        "config": config,
-        "image_column": image_column,
-        "text_column": text_column,
-        "bad_samples": bad_samples,
-        "processor": processor,
-        "max_length": max_length,
+    columns = {"image_column": options.image_column, "text_column": options.text_column}
+    named = dict(_parse_named_path(word) for word in options.extra)
+    found = Source(source, bad_samples, config=options.config, **columns)
+    train, held_out = _divide(found, measure, options)
+    extra = {
+        name: load_ocr_dataset(path, bad_samples=bad_samples, measure=measure, **columns)
+        for name, path in named.items()
     }
-    if fold is not None:
-        split = train_split if has_test_split(source, test_split, config) else None
-        train, held_out = split_into_fold(load_ocr_dataset(source, split=split, **options), *_parse_fold(fold), seed)
-    elif has_test_split(source, test_split, config):
-        train = load_ocr_dataset(source, split=train_split, **options)
-        held_out = load_ocr_dataset(source, split=test_split, **options)
-    else:
-        everything = load_ocr_dataset(source, **options)
-        train, held_out = split_by_page(everything, validation_fraction, seed)
-    named = dict(_parse_named_path(word) for word in extra or [])
-    extra_options = {**options, "config": None}
-    extra_sets = {name: load_ocr_dataset(path, **extra_options) for name, path in named.items()}
     warn_about_width(held_out)
     logger.info("%d lines to train on, %d held out; %s", len(train), len(held_out), bad_samples.summary())
     return TrainingSets(
-        _draw(train, max_train_samples, seed),
-        _draw(held_out, max_eval_samples, seed),
-        {name: _draw(dataset, max_eval_samples, seed) for name, dataset in extra_sets.items()},
+        _draw(train, options.max_train_samples, options.seed),
+        _draw(held_out, options.max_eval_samples, options.seed),
+        {name: _draw(dataset, options.max_eval_samples, options.seed) for name, dataset in extra.items()},
     )

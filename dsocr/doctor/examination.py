@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsocr.data.bad_samples import BadSamples
-from dsocr.data.loading import KEPT_COLUMNS, read_local_rows
+from dsocr.common.files import write_json
+from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON
+from dsocr.data.checking import BadSamples
+from dsocr.data.loading import KEPT_COLUMNS, parse_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
 from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, look_at_all
 from dsocr.doctor.length_checks import check_lengths, recommend_mode, summarize_modes
 from dsocr.doctor.split_checks import check_splits
 from dsocr.doctor.text_checks import check_texts, clean_text, count_alphabet, find_repeated
-from dsocr.processor import OcrProcessor
 from dsocr.report.pages import embed_image, render_page
+from dsocr.samples.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
 
-JSON_NAME, HTML_NAME = "doctor.json", "doctor.html"
 SHOWN = 5
 PICTURES = 12
 # Rows with these findings are left out of a repaired copy.
@@ -62,7 +63,7 @@ class Examination:
         """Whether there is no error."""
         return not any(finding.severity == "error" for finding in self.findings)
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """For a terminal."""
         summary = self.summary
         shown = [
@@ -92,14 +93,13 @@ class Examination:
         folder.mkdir(parents=True, exist_ok=True)
         findings = [finding.to_dict() for finding in self.findings]
         content = {"source": self.source, "summary": self.summary, "findings": findings}
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        (folder / JSON_NAME).write_text(text, encoding="utf-8")
+        write_json(folder / DOCTOR_JSON, content)
         pictures = {
             index: embed_image(self.rows[index][1]["image"])
             for finding in self.findings
             for index in finding.rows[:PICTURES]
         }
-        return render_page("doctor.html.j2", folder / HTML_NAME, examination=self, pictures=pictures, shown=PICTURES)
+        return render_page("doctor.html.j2", folder / DOCTOR_HTML, examination=self, pictures=pictures, shown=PICTURES)
 
 
 def examine(
@@ -114,10 +114,10 @@ def examine(
         **columns: `image_column`, `text_column`, `encoding`.
 
     Raises:
-        As `read_local_rows`; ValueError when there is no row.
+        As `parse_local_rows`; ValueError when there is no row.
     """
     bad = BadSamples("skip")
-    rows = read_local_rows(source, bad, **columns)
+    rows = parse_local_rows(source, bad, **columns)
     if not rows:
         raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
     where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dsocr.data.image_files import UnreadableImageError, open_image
 from dsocr.doctor.findings import Finding
-from dsocr.image_files import UnreadableImageError, open_image
 
 
 SMALL_SIDE = 16

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsocr.doctor.findings import Finding
-from dsocr.images import LAYOUTS, MODES, ImageGeometry, image_geometry
-from dsocr.processor import OcrProcessor
+from dsocr.samples.geometry import LAYOUTS, MODES, ImageGeometry, image_geometry
+from dsocr.samples.processor import OcrProcessor
 
 
 # Stretch of a letter, across over down, from which letters are better padded than squeezed.

@@ -5,8 +5,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
+from dsocr.data.texts import name_script
 from dsocr.doctor.findings import Finding
-from dsocr.scripts import name_script
 
 
 # Latin letters and the Cyrillic ones that look the same.

@@ -5,7 +5,6 @@ for expert, a LoRA on those layers, so it is split without loss. Where upstream 
 v1's CLIP), no such adapter exists, and the export is refused.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from dsocr.models.adapters import CARD_NAME, WEIGHTS_NAME
+from dsocr.common.files import load_json, write_json
+from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 
 _PREFIX = "base_model.model."
@@ -113,19 +113,19 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
         ValueError: when the adapter uses what has no upstream form (a fused layer, DoRA, biases, saved modules).
     """
     folder, output_dir = Path(folder), Path(output_dir)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = load_json(folder / ADAPTER_CONFIG_NAME)
     for field in ("use_dora", "modules_to_save", "lora_bias"):
         if config.get(field):
             raise ValueError(f"{folder}: {field}={config[field]!r} has no form in upstream's names; merge the adapter.")
-    stored = load_file(folder / WEIGHTS_NAME)
+    stored = load_file(folder / ADAPTER_WEIGHTS_NAME)
     exported = upstream_adapter(model, stored, config.get("target_parameters") or [])
     output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(exported, output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(exported, output_dir / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
     # Full paths: a bare name would match layers of the vision encoders too.
     config["target_modules"] = sorted({key.removeprefix(_PREFIX).partition(".lora_")[0] for key in exported})
     config["target_parameters"] = None
     config["auto_mapping"] = None
-    (output_dir / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (folder / CARD_NAME).is_file():
-        (output_dir / CARD_NAME).write_bytes((folder / CARD_NAME).read_bytes())
+    write_json(output_dir / ADAPTER_CONFIG_NAME, config)
+    if (folder / ADAPTER_CARD_NAME).is_file():
+        (output_dir / ADAPTER_CARD_NAME).write_bytes((folder / ADAPTER_CARD_NAME).read_bytes())
     return len(exported)

@@ -59,3 +59,10 @@ def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
 
         adapt_experts(config)
     return config
+
+
+# Attention, dense MLP and shared experts of the language model; right for v1 and v2, bare and 4-bit. The vision encoders
+# have q_proj and v_proj too, so a bare name would put most of the adapter there.
+LANGUAGE_MODEL_TARGETS = (
+    r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(shared_experts\.)?(gate|up|down)_proj)"
+)

@@ -1,24 +1,44 @@
 """Saving what an adapter belongs to, and loading an adapter strictly."""
 
 import hashlib
-import json
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dsocr.common.files import load_json, write_json
+from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from dsocr.models.adapter_targets import prepare_adapter
-from dsocr.models.bare_model import bare_model
+from dsocr.models.freezing import bare_model
 
 
 logger = logging.getLogger(__name__)
 
-CARD_NAME = "dsocr_adapter.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+
+@dataclass(frozen=True)
+class AdapterIdentity:
+    """What an adapter belongs to, beside its base's fingerprint.
+
+    Attributes:
+        base_model_name_or_path: Hub id or folder of the base.
+        revision: Commit, branch or tag of a Hub id.
+        processor: Version, image mode, layout and prompt, as `OcrProcessor.to_dict` has them.
+    """
+
+    base_model_name_or_path: str
+    revision: str | None
+    processor: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields on one level, for `dsocr_adapter.json` and `ocr_results.json`."""
+        names = {"base_model_name_or_path": self.base_model_name_or_path, "revision": self.revision}
+        return names | self.processor
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -39,23 +59,20 @@ def base_fingerprint(model: nn.Module) -> str:
 
 def adapter_fingerprint(folder: str | Path) -> str:
     """SHA-256 of a saved adapter's weights; another training run in the same folder has another one."""
-    with (Path(folder) / WEIGHTS_NAME).open("rb") as file:
+    with (Path(folder) / ADAPTER_WEIGHTS_NAME).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_adapter_card(folder: str | Path, model: nn.Module, **fields) -> Path:
-    """Write `dsocr_adapter.json` beside an adapter: its base's fingerprint and whatever else `fields` holds
-    (model name, revision, image mode, prompt), so that loading it needs no second guess."""
-    path = Path(folder) / CARD_NAME
-    card = {"base_fingerprint": base_fingerprint(model), **fields}
-    path.write_text(json.dumps(card, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return path
+def save_adapter_card(folder: str | Path, model: nn.Module, identity: AdapterIdentity | None = None) -> Path:
+    """Write `dsocr_adapter.json` beside an adapter: its base's fingerprint, name and revision, image mode and prompt, so
+    that loading it needs no second guess."""
+    card = {"base_fingerprint": base_fingerprint(model), **(identity.to_dict() if identity else {})}
+    return write_json(Path(folder) / ADAPTER_CARD_NAME, card)
 
 
-def read_adapter_card(folder: str | Path) -> dict:
+def load_adapter_card(folder: str | Path) -> dict:
     """The content of `dsocr_adapter.json`, `{}` when the adapter was saved by another tool."""
-    path = Path(folder) / CARD_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return load_json(Path(folder) / ADAPTER_CARD_NAME, {})
 
 
 def find_base(folder: str | Path) -> tuple[str, str | None]:
@@ -65,8 +82,7 @@ def find_base(folder: str | Path) -> tuple[str, str | None]:
         ValueError: when the adapter does not say.
     """
     folder = Path(folder)
-    config = folder / "adapter_config.json"
-    card, saved = read_adapter_card(folder), json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    card, saved = load_adapter_card(folder), load_json(folder / ADAPTER_CONFIG_NAME, {})
     base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder} does not say what its base model is; give --model_name_or_path.")
@@ -77,15 +93,17 @@ def find_base(folder: str | Path) -> tuple[str, str | None]:
 
 
 def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} has no adapter_config.json; give the folder that the training run wrote.")
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; adapters in pickle files (.bin) are not loaded.")
+    if not (folder / ADAPTER_WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {ADAPTER_WEIGHTS_NAME}; adapters in pickle files (.bin) are not loaded."
+        )
     try:
-        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS_NAME, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS_NAME} is damaged or half-written: {error}") from error
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS_NAME} is damaged or half-written: {error}") from error
 
 
 def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapter_name: str, folder: Path) -> None:
@@ -148,7 +166,7 @@ def load_adapter(
     """
     folder = Path(path)
     stored = _stored_tensors(folder)
-    card = read_adapter_card(folder)
+    card = load_adapter_card(folder)
     if "base_fingerprint" in card and not allow_other_base and card["base_fingerprint"] != base_fingerprint(model):
         raise ValueError(
             f"{folder} was trained on another base model: {card.get('base_model_name_or_path')!r}, revision "

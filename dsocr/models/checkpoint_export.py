@@ -4,7 +4,6 @@ Upstream's layout is what the released checkpoints have: its tensor names, one t
 tensors of v1's CLIP are never used by the model and unknown to the native classes; they are carried over from the base.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from dsocr.common.files import load_json, write_json
 from dsocr.models.config import model_version
 
 
@@ -96,6 +96,20 @@ def copy_small_files(base: str | Path, folder: str | Path) -> list[str]:
     return copied
 
 
+def choose_layout(base: str | Path) -> str:
+    """The layout that a base checkpoint is in: `"upstream"` or `"native"`."""
+    return "upstream" if load_json(Path(base) / "config.json").get("model_type") == "deepseek_vl_v2" else "native"
+
+
+def upload_checkpoint(folder: str | Path, repository: str) -> None:
+    """Upload a folder to the Hub, as a private repository `user/name`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, private=True, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder)
+
+
 def write_checkpoint(
     model: PreTrainedModel, folder: str | Path, base: str | Path, *, layout: str, dtype: torch.dtype
 ) -> Path:
@@ -118,8 +132,8 @@ def write_checkpoint(
     folder, base = Path(folder), Path(base)
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}.")
-    raw = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if layout == "upstream" and raw.get("model_type") != "deepseek_vl_v2":
+    raw = load_json(base / "config.json")
+    if layout == "upstream" and choose_layout(base) != "upstream":
         raise ValueError(
             f"{base} is in the native layout (model_type {raw.get('model_type')!r}), so upstream's config.json is not "
             "there to carry over. Give upstream's checkpoint as the base, or write --layout native."
@@ -132,6 +146,6 @@ def write_checkpoint(
         tensors = upstream_state_dict(model, base, dtype)
         save_torch_state_dict(tensors, folder, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
         raw["torch_dtype"] = str(dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", raw)
     logger.info("wrote %s in the %s layout, with %s", folder, layout, ", ".join(copied) or "no further files")
     return folder

@@ -1,7 +1,12 @@
-"""Freezing the vision side, and running it without gradient while it is frozen."""
+"""The native model inside a PeftModel."""
 
 import torch
 from torch import nn
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The native model, whether it comes alone or inside a `PeftModel`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 _VISION_NAMES = ("vision_tower", "multi_modal_projector", "image_newline", "view_separator")

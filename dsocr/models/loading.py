@@ -1,10 +1,12 @@
 """Strict loading of a base model through transformers' native classes."""
 
-import json
 import logging
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     PreTrainedConfig,
@@ -12,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from dsocr.common.files import load_json
 from dsocr.models.config import PAD_TOKEN_ID, native_config
 from dsocr.models.sam_attention import split_global_attention
 
@@ -42,7 +45,7 @@ class ModelLoadError(ValueError):
     """A checkpoint whose tensors are not exactly those of the model, or that is not there."""
 
 
-def read_raw_config(name_or_path: str, revision: str | None = None) -> dict:
+def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
     """The parsed `config.json` of a Hub id or a local folder.
 
     Raises:
@@ -70,7 +73,7 @@ def read_raw_config(name_or_path: str, revision: str | None = None) -> dict:
                 f"{name_or_path!r} is neither a local folder nor a model id that can be reached on the Hub"
                 f" (revision {revision or 'main'}): {error}"
             ) from error
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return load_json(path)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -148,7 +151,7 @@ def load_model(
             of another shape; and when 4 bit is asked for where bitsandbytes is missing or does not know the device.
         ValueError: when the config cannot be expressed natively (see `native_config`).
     """
-    raw = read_raw_config(name_or_path, revision)
+    raw = load_raw_config(name_or_path, revision)
     if "quantization_config" in raw:
         method = raw["quantization_config"].get("quant_method")
         raise ModelLoadError(
@@ -191,3 +194,26 @@ def load_model(
     kind = quant_type if load_in_4bit else str(model.dtype).removeprefix("torch.")
     logger.info("loaded %s: %.3f GB of %s weights, 0 tensors missing, 0 unexpected", name_or_path, size, kind)
     return model
+
+
+# Weights, configs and tokenizers; never pickles.
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+
+
+def local_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
+    """The folder itself, or the Hub's snapshot in the local cache (downloaded if need be, never executed).
+
+    Raises:
+        ModelLoadError: when it is neither a folder nor a model id that can be reached.
+    """
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    try:
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=_PATTERNS))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"{name_or_path!r} is neither a local folder nor a model id that can be reached on the Hub: {error}"
+        ) from error
+
+
+TINY_BASE = Path(str(files("dsocr.models") / "tiny_base"))

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dsocr.models.adapters import load_adapter
-from dsocr.models.bare_model import bare_model
+from dsocr.models.freezing import bare_model
 from dsocr.models.loading import load_model
 
 

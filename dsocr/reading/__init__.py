@@ -1,1 +1,1 @@
-"""What comes after training: evaluating, transcribing, reviewing."""
+"""TEXT: what a model reads, error rates of it, other readers in the same table, whole pages."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -39,19 +40,39 @@ def _load_rapidocr() -> Callable[[Image.Image], str]:
     return read
 
 
-def load_baseline(name: str, language: str = "eng") -> Callable[[Image.Image], str]:
-    """A function from an RGB image of a line to its text.
+@dataclass(frozen=True)
+class Baseline:
+    """A classical engine.
 
-    Args:
+    Attributes:
         name: `"tesseract"` or `"rapidocr"`.
         language: tesseract's language codes, `"rus+eng"`.
+        read: From an RGB image of a line to its text.
+    """
+
+    name: str
+    language: str
+    read: Callable[[Image.Image], str]
+
+    def to_dict(self) -> dict[str, str]:
+        """What decides its predictions."""
+        return {"baseline": self.name, "language": self.language}
+
+
+def load_baseline(word: str) -> Baseline:
+    """An engine to stand in the same table.
+
+    Args:
+        word: `"rapidocr"`, `"tesseract"`, or `"tesseract:rus+eng"` with its languages (English without them).
 
     Raises:
         BaselineMissingError: when the engine is not installed, saying how to install it.
         ValueError: for another name.
     """
+    name, _, language = word.partition(":")
+    language = language or "eng"
     if name == "tesseract":
-        return _load_tesseract(language)
+        return Baseline(name, language, _load_tesseract(language))
     if name == "rapidocr":
-        return _load_rapidocr()
-    raise ValueError(f"--baseline {name}: not one of {', '.join(BASELINES)}.")
+        return Baseline(name, language, _load_rapidocr())
+    raise ValueError(f"--baseline {word}: not one of {', '.join(BASELINES)}.")

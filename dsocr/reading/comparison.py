@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from dsocr.metrics import bootstrap_interval, compute_metrics, count_edits, normalize
+from dsocr.data.texts import normalize
+from dsocr.reading.metrics import bootstrap_interval, compute_metrics, count_edits
 
 
 LENGTH_LIMITS = (10, 30, 60)
@@ -103,21 +104,3 @@ def find_worst(references: list[str], predictions: list[str], limit: int = 20) -
     edits, lengths = count_edits(references, predictions)
     order = sorted(range(len(edits)), key=lambda i: (-edits[i] / max(lengths[i], 1), -edits[i], i))
     return [index for index in order if edits[index]][:limit]
-
-
-def mark_differences(reference: str, prediction: str) -> list[tuple[str, str]]:
-    """A prediction in pieces `(kind, text)`, kind one of `equal`, `replace`, `insert`, `delete`; a deleted piece holds
-    the reference's characters.
-
-    Example:
-        >>> mark_differences("house", "hous3s")
-        [('equal', 'hous'), ('insert', '3'), ('replace', 's')]
-    """
-    reference, prediction = normalize(reference), normalize(prediction)
-    pieces = []
-    for code in Levenshtein.opcodes(reference, prediction):
-        if code.tag == "delete":
-            pieces.append((code.tag, reference[code.src_start : code.src_end]))
-        else:
-            pieces.append((code.tag, prediction[code.dest_start : code.dest_end]))
-    return pieces

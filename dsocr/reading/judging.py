@@ -1,46 +1,52 @@
 """Judging readers (base, adapter, a classical engine) on one dataset, resumably, with everything that explains the figure."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from dsocr.data import has_test_split, load_ocr_dataset
-from dsocr.evaluation import read_lines
-from dsocr.image_files import image_name, open_image
-from dsocr.metrics import compute_metrics
-from dsocr.processor import OcrProcessor
-from dsocr.reading.comparison import (
-    compare_readers,
-    count_confusions,
-    find_worst,
-    group_metrics,
-    name_length,
-)
+from dsocr.common.files import write_json
+from dsocr.common.run_files import EVALUATION_NAME
+from dsocr.data.checking import BadSamples
+from dsocr.data.image_files import image_name, open_image
+from dsocr.data.loading import Source
+from dsocr.data.texts import name_script
+from dsocr.models.adapters import base_fingerprint
+from dsocr.models.freezing import bare_model
+from dsocr.reading.baselines import Baseline
+from dsocr.reading.comparison import compare_readers, count_confusions, find_worst, group_metrics, name_length
+from dsocr.reading.generation import ReadingOptions, read_lines
+from dsocr.reading.metrics import compute_metrics
 from dsocr.reading.prediction_file import PredictionFile
-from dsocr.scripts import name_script
+from dsocr.reading.reader import Reader
 
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_NAME = "evaluation.json"
 _WITHOUT_TEXTS = "(Images without texts are read by recipes/transcribe.py.)"
 
 
-def load_transcribed(source: str | None, split: str | None = None, **options: Any) -> tuple[Dataset, str | None]:
+def load_transcribed(
+    source: str | None,
+    bad_samples: BadSamples,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    max_samples: int | None = None,
+) -> tuple[Dataset, str | None]:
     """`load_ocr_dataset`, whose errors also say where to go with images that have no texts.
 
     Args:
         source: `--dataset_name`.
+        bad_samples: Refuses or collects bad samples.
         split: Split to read; `None` takes the test split if the source has one, else every line.
-        **options: Further arguments of `load_ocr_dataset`.
+        image_column: See `load_ocr_dataset`.
+        text_column: See `load_ocr_dataset`.
+        max_samples: See `load_ocr_dataset`.
 
     Returns:
         The dataset, and the split that was taken.
@@ -51,9 +57,10 @@ def load_transcribed(source: str | None, split: str | None = None, **options: An
     if source is None:
         raise ValueError(f"--dataset_name: name transcribed images. {_WITHOUT_TEXTS}")
     try:
-        if split is None and (not Path(source).exists() or has_test_split(source)):
+        found = Source(source, bad_samples, image_column=image_column, text_column=text_column)
+        if split is None and (not Path(source).exists() or found.has_split("test")):
             split = "test"
-        return load_ocr_dataset(source, split=split, **options), split
+        return found.load(split, max_samples=max_samples), split
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{error} {_WITHOUT_TEXTS}") from error
 
@@ -73,31 +80,56 @@ def _note_resumed(file: PredictionFile, total: int) -> list[int]:
     return missing
 
 
-def read_dataset(
-    model: PreTrainedModel, processor: OcrProcessor, dataset: Dataset, file: PredictionFile, **reading: Any
-) -> list[str]:
+def describe_reading(
+    source: str | Path, split: str | None, dataset: Dataset, reader: Reader, options: ReadingOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides predictions, so that a resumed evaluation never mixes two.
+
+    Args:
+        source: `--dataset_name`.
+        split: The split that was taken.
+        dataset: Its rows.
+        reader: Model and processor.
+        options: How it reads.
+
+    Returns:
+        The dataset's part alone (for a classical engine), and the whole.
+    """
+    identity = {"dataset": str(source), "split": split, "dataset_fingerprint": fingerprint_dataset(dataset)}
+    base = bare_model(reader.model)
+    model = {
+        "model": reader.name,
+        "base_fingerprint": base_fingerprint(base),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "load_in_4bit": bool(getattr(base, "is_loaded_in_4bit", False)),
+        "max_new_tokens": options.max_new_tokens,
+        "loop_guard": options.loop_guard,
+    }
+    return identity, identity | model | reader.processor.to_dict()
+
+
+def read_dataset(reader: Reader, dataset: Dataset, file: PredictionFile, options: ReadingOptions) -> list[str]:
     """Read what a prediction file does not hold yet, appending batch by batch; returns all predictions in order.
 
     Args:
-        model: Native model or `PeftModel`.
-        processor: Its processor.
+        reader: Model and processor.
         dataset: Columns `image` and `text`.
         file: Where predictions are kept.
-        **reading: Further arguments of `read_lines`.
+        options: See `read_lines`.
     """
     missing = _note_resumed(file, len(dataset))
     images, texts = dataset["image"], dataset["text"]
-    for line in read_lines(model, processor, [images[index] for index in missing], **reading):
+    for line in read_lines(reader.model, reader.processor, [images[index] for index in missing], options):
         index = missing[line.index]
         file.add(index, reference=texts[index], prediction=line.text, confidence=round(line.confidence, 4))
     return [file.rows[index]["prediction"] for index in range(len(dataset))]
 
 
-def read_with_baseline(read: Callable[[Image.Image], str], dataset: Dataset, file: PredictionFile) -> list[str]:
+def read_with_baseline(baseline: Baseline, dataset: Dataset, file: PredictionFile) -> list[str]:
     """`read_dataset` with a classical engine, an image at a time."""
     images, texts = dataset["image"], dataset["text"]
     for index in tqdm(_note_resumed(file, len(dataset)), desc=f"Reading with {file.path.stem}", unit="line"):
-        file.add(index, reference=texts[index], prediction=read(open_image(images[index])))
+        file.add(index, reference=texts[index], prediction=baseline.read(open_image(images[index])))
     return [file.rows[index]["prediction"] for index in range(len(dataset))]
 
 
@@ -154,6 +186,4 @@ def log_judged(judged: dict[str, Any]) -> None:
 
 def write_judged(output_dir: str | Path, judged: dict[str, Any], **fields: Any) -> Path:
     """Write `evaluation.json`; returns its path."""
-    path = Path(output_dir) / EVALUATION_NAME
-    path.write_text(json.dumps({**fields, **judged}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_json(Path(output_dir) / EVALUATION_NAME, {**fields, **judged})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dsocr.image_files import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImageError, open_image
+from dsocr.data.image_files import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImageError, open_image
 
 
 PDF_SUFFIX = ".pdf"

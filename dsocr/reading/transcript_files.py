@@ -10,6 +10,7 @@ from typing import Protocol, TextIO
 from dsocr.reading.transcription import TranscribedPage
 
 
+FORMATS = ("text", "jsonl", "alto")
 ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 
@@ -129,4 +130,4 @@ def open_writer(kind: str, output: str | None, *, with_names: bool) -> Transcrip
         if output is None:
             raise ValueError("--format alto writes one file a page: name a folder with --output.")
         return AltoWriter(output)
-    raise ValueError(f"--format {kind}: not one of text, jsonl, alto.")
+    raise ValueError(f"--format {kind}: not one of {', '.join(FORMATS)}.")

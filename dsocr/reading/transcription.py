@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
-from transformers import PreTrainedModel
 
-from dsocr.evaluation import read_lines
-from dsocr.image_files import UnreadableImageError
-from dsocr.metrics import normalize
-from dsocr.processor import OcrProcessor
+from dsocr.data.image_files import UnreadableImageError
+from dsocr.data.texts import normalize
+from dsocr.reading.generation import ReadingOptions, read_lines
 from dsocr.reading.page_inputs import PageInput
 from dsocr.reading.page_lines import Box, Detector, cut_lines
+from dsocr.reading.reader import Reader
+from dsocr.samples.processor import OcrProcessor
 
 
 @dataclass
@@ -72,37 +71,33 @@ def _prepare(page: PageInput, processor: OcrProcessor, detect: Detector | None) 
 
 
 def transcribe_pages(
-    model: PreTrainedModel,
-    processor: OcrProcessor,
+    reader: Reader,
     pages: Iterable[PageInput],
+    options: ReadingOptions = ReadingOptions(),
     *,
     detect: Detector | None = None,
-    batch_size: int = 8,
-    **reading: Any,
 ) -> Iterator[TranscribedPage]:
     """Read pages in order; never more than a few batches of images stand in memory.
 
     Args:
-        model: Native model or `PeftModel`.
-        processor: Its processor.
+        reader: Model and processor.
         pages: Inputs, lazily.
+        options: See `read_lines`.
         detect: Finds the lines of a page; `None` takes each image as it is.
-        batch_size: Images per batch.
-        **reading: Further arguments of `read_lines`.
     """
     waiting: list[TranscribedPage] = []
 
     def read() -> Iterator[TranscribedPage]:
         lines = [line for page in waiting for line in page.lines]
-        for found in read_lines(model, processor, [line.image for line in lines], batch_size=batch_size, **reading):
+        for found in read_lines(reader.model, reader.processor, [line.image for line in lines], options):
             lines[found.index].text = found.text if detect is None else normalize(found.text)
             lines[found.index].confidence = found.confidence
         yield from waiting
         waiting.clear()
 
     for page in pages:
-        waiting.append(_prepare(page, processor, detect))
+        waiting.append(_prepare(page, reader.processor, detect))
         # A few batches at once, so that images of one size meet.
-        if sum(len(page.lines) for page in waiting) >= 4 * batch_size:
+        if sum(len(page.lines) for page in waiting) >= 4 * options.batch_size:
             yield from read()
     yield from read()

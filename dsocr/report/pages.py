@@ -1,23 +1,22 @@
 """The pages: a run, an evaluation, several runs side by side."""
 
 import base64
-import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dsocr.image_files import UnreadableImageError
-from dsocr.reading.comparison import mark_differences
-from dsocr.reading.judging import EVALUATION_NAME
-from dsocr.report.gallery_files import GALLERY_FOLDER, make_thumbnail
+from dsocr.common.files import load_json
+from dsocr.common.run_files import EVALUATION_NAME, GALLERY_FOLDER, REPORT_HTML, REPORT_MARKDOWN
+from dsocr.data.image_files import UnreadableImageError
+from dsocr.data.texts import name_script
+from dsocr.reading.metrics import mark_differences
 from dsocr.report.hints import suggest_next_steps
+from dsocr.report.pictures import make_thumbnail
 from dsocr.report.plots import draw_console, draw_curves
-from dsocr.report.run_folder import CURVES, RunFolder, read_run_folder
-from dsocr.scripts import name_script
+from dsocr.report.run_folder import CURVES, RunFolder, load_run_folder
 
 
-HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
 COMPARISON_NAME = "comparison"
 CONSOLE_LINES = 20
 WORST_SHOWN = 20
@@ -100,15 +99,15 @@ def write_run_report(folder: str | Path) -> Path:
     Raises:
         FileNotFoundError: when it is no run folder.
     """
-    run = read_run_folder(folder)
+    run = load_run_folder(folder)
     gallery = [
         {**entry, "uri": _embed((run.path / GALLERY_FOLDER / Path(entry["image"]).name).read_bytes())}
         for entry in run.gallery
     ]
     fields = {"run": run, "results": run.results, "data": run.data, "hints": _hints(run), "gallery": gallery}
     console = draw_console(run.log[:CONSOLE_LINES], str(run.path.name)) if run.log else ""
-    render_page("run.md.j2", run.path / MARKDOWN_NAME, **fields)
-    html = run.path / HTML_NAME
+    render_page("run.md.j2", run.path / REPORT_MARKDOWN, **fields)
+    html = run.path / REPORT_HTML
     return render_page("run.html.j2", html, **fields, curves=_curves({run.path.name: run}), console=console)
 
 
@@ -120,13 +119,13 @@ def write_evaluation_report(folder: str | Path, images: list | None = None) -> P
         images: Images of the dataset, for pictures of the worst lines.
     """
     folder = Path(folder)
-    judged = json.loads((folder / EVALUATION_NAME).read_text(encoding="utf-8"))
+    judged = load_json(folder / EVALUATION_NAME)
     last = list(judged["readers"])[-1] if "adapter" not in judged["readers"] else "adapter"
     worst = judged["readers"][last]["worst"][:WORST_SHOWN]
     pictures = {entry["index"]: embed_image(images[entry["index"]]) for entry in worst} if images is not None else {}
     fields = {"judged": judged, "reader": last, "worst": worst}
-    render_page("evaluation.md.j2", folder / MARKDOWN_NAME, **fields)
-    return render_page("evaluation.html.j2", folder / HTML_NAME, **fields, pictures=pictures)
+    render_page("evaluation.md.j2", folder / REPORT_MARKDOWN, **fields)
+    return render_page("evaluation.html.j2", folder / REPORT_HTML, **fields, pictures=pictures)
 
 
 def write_comparison(folders: list[str | Path], output_dir: str | Path) -> Path:
@@ -136,7 +135,7 @@ def write_comparison(folders: list[str | Path], output_dir: str | Path) -> Path:
         folders: Run folders.
         output_dir: Where to write.
     """
-    runs = [read_run_folder(folder) for folder in folders]
+    runs = [load_run_folder(folder) for folder in folders]
     names = _unique_names(runs, lambda run: run.path.resolve())
     named = dict(zip(names, runs, strict=True))
     output_dir = Path(output_dir)

@@ -1,16 +1,13 @@
 """What a run left in its folder, read back for its report."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsocr.report.gallery_files import GALLERY_FOLDER, GALLERY_INDEX
-from dsocr.run_log import LOG_NAME
-from dsocr.training.results import RESULTS_NAME
+from dsocr.common.files import load_json
+from dsocr.common.run_files import DATA_SUMMARY_NAME, GALLERY_FOLDER, GALLERY_INDEX, LOG_NAME, RESULTS_NAME
 
 
-DATA_SUMMARY_NAME = "data_summary.json"
 CURVES = {
     "loss": "loss",
     "eval_cer": "CER",
@@ -18,15 +15,6 @@ CURVES = {
     "samples_per_second": "samples/s",
     "peak_memory_gib": "peak memory, GiB",
 }
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return default
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 @dataclass
@@ -67,7 +55,7 @@ class RunFolder:
         return [entry for entry in self.history if "loss" in entry and entry.get("step", 9) <= 3][:3]
 
 
-def read_run_folder(path: str | Path) -> RunFolder:
+def load_run_folder(path: str | Path) -> RunFolder:
     """Read a run's files; those that are not there stay empty.
 
     Raises:
@@ -77,16 +65,16 @@ def read_run_folder(path: str | Path) -> RunFolder:
     path = Path(path)
     if not path.is_dir() or not any((path / name).is_file() for name in (RESULTS_NAME, LOG_NAME, "trainer_state.json")):
         raise FileNotFoundError(f"{path} is no run folder: it has no {RESULTS_NAME}, trainer_state.json or {LOG_NAME}.")
-    state = _read_json(path / "trainer_state.json", None)
+    state = load_json(path / "trainer_state.json", None)
     if state is None:
         checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
-        state = _read_json(checkpoints[-1], {}) if checkpoints else {}
+        state = load_json(checkpoints[-1], {}) if checkpoints else {}
     log = path / LOG_NAME
     return RunFolder(
         path=path,
-        results=_read_json(path / RESULTS_NAME, {}),
+        results=load_json(path / RESULTS_NAME, {}),
         history=state.get("log_history", []),
         log=log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else [],
-        gallery=_read_json(path / GALLERY_FOLDER / GALLERY_INDEX, []),
-        data=_read_json(path / DATA_SUMMARY_NAME, {}),
+        gallery=load_json(path / GALLERY_FOLDER / GALLERY_INDEX, []),
+        data=load_json(path / DATA_SUMMARY_NAME, {}),
     )

@@ -1,1 +1,1 @@
-"""One training run: trainer, checks before it, callbacks, results; and the training of the built-in base."""
+"""LOSS: the trainer, the checks before it, what it says, resuming, and the memory plan."""

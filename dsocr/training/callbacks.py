@@ -2,14 +2,17 @@
 
 import logging
 import signal
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
-from dsocr.collator import OcrCollator
-from dsocr.environment import process_rank
+from dsocr.common.errors import INTERRUPTED
+from dsocr.common.machine import process_rank
+from dsocr.report.pages import write_run_report
+from dsocr.samples.collator import OcrCollator
 
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,20 @@ class InterruptCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGINT, self._previous)
+
+
+def end_if_interrupted(interrupt: InterruptCallback, output_dir: str | Path, *, is_main: bool) -> None:
+    """After Ctrl-C: write the report of the stopped run, say how to go on, and end the process.
+
+    Raises:
+        SystemExit: with code 130, when the run was interrupted.
+    """
+    if not interrupt.interrupted:
+        return
+    if is_main:
+        write_run_report(output_dir)
+    logger.warning("stopped; the same command with --resume_from_checkpoint goes on from the saved step")
+    raise SystemExit(INTERRUPTED)
 
 
 class TowerOffDeviceCallback(TrainerCallback):

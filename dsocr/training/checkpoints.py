@@ -1,17 +1,19 @@
 """Choosing the checkpoint to resume from: the newest one that is complete."""
 
-import json
 import logging
 import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from dsocr.common.files import load_json
+from dsocr.common.run_files import CHECKPOINT_PATTERN, TRAINER_STATE_NAME
+
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_NEEDED = (TRAINER_STATE_NAME, "optimizer.pt", "scheduler.pt")
 
 
 def find_defect(checkpoint: Path) -> str | None:
@@ -25,7 +27,7 @@ def find_defect(checkpoint: Path) -> str | None:
     if not any(checkpoint.glob("rng_state*.pth")):
         return "no rng_state*.pth"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        load_json(checkpoint / TRAINER_STATE_NAME)
     except ValueError:
         return "a damaged trainer_state.json"
     weights = sorted(checkpoint.glob("*.safetensors"))
@@ -43,7 +45,9 @@ def find_defect(checkpoint: Path) -> str | None:
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of a run; incomplete ones are skipped with a warning. `None` when there is none."""
     folder = Path(output_dir)
-    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    numbered = [
+        (int(match[1]), path) for path in folder.glob(CHECKPOINT_PATTERN) if (match := _NAME.fullmatch(path.name))
+    ]
     for _, path in sorted(numbered, reverse=True):
         defect = find_defect(path)
         if defect is None:
@@ -52,7 +56,7 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def resolve_resume(value: str | bool | None, output_dir: str | Path) -> Path | None:
+def resolve_resume(value: str | bool | None, output_dir: str | Path) -> str | None:
     """What `--resume_from_checkpoint` means.
 
     Args:
@@ -75,7 +79,7 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path) -> Path | N
                 "that was stopped, or leave the flag out to start afresh."
             )
         logger.info("resuming from %s", checkpoint)
-        return checkpoint
+        return str(checkpoint)
     checkpoint = Path(value)
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {value}: there is no such folder.")
@@ -83,4 +87,4 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path) -> Path | N
     if defect is not None:
         raise FileNotFoundError(f"--resume_from_checkpoint {value}: this checkpoint has {defect}.")
     logger.info("resuming from %s", checkpoint)
-    return checkpoint
+    return str(checkpoint)

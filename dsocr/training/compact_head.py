@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from trl.trainer.utils import _use_triton
 
-from dsocr.collator import IGNORED
+from dsocr.samples.collator import IGNORED
 
 
 class CompactHead:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsocr.collator import IGNORED
-from dsocr.failures import PreflightError
-from dsocr.metrics import normalize
-from dsocr.models.bare_model import bare_model
-from dsocr.models.freezing import vision_parameters
-from dsocr.processor import OcrProcessor
+from dsocr.common.errors import PreflightError
+from dsocr.data.texts import normalize
+from dsocr.models.freezing import bare_model, vision_parameters
+from dsocr.samples.collator import IGNORED
+from dsocr.samples.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class PreflightReport:
     chance_loss: float
     image_effect: float
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """The report, a line per check."""
         return [
             f"image tokens {self.image_tokens} = vision features",

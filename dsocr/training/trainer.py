@@ -1,26 +1,27 @@
 """TRL's SFTTrainer with error rates by generation in every evaluation and a strict resume."""
 
+import logging
 import math
-import time
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from dsocr.data.lengths import add_lengths
-from dsocr.environment import peak_memory_gib
-from dsocr.evaluation import EvaluatedSet, evaluate_dataset
-from dsocr.failures import TrainingDivergedError
-from dsocr.features.building import CacheOptions, build_feature_cache
-from dsocr.features.cache import FeatureCache
-from dsocr.features.tower import find_tower, is_frozen
-from dsocr.models.adapters import check_loaded_adapter, save_adapter_card
-from dsocr.models.bare_model import bare_model
-from dsocr.processor import OcrProcessor
-from dsocr.trackers import log_picture
+from dsocr.common.errors import TrainingDivergedError
+from dsocr.common.run_files import EVALUATION_EXAMPLES_NAME
+from dsocr.models.adapters import AdapterIdentity, check_loaded_adapter, save_adapter_card, verify_saved_adapter
+from dsocr.models.freezing import bare_model
+from dsocr.reading.evaluation import EvaluatedSet, evaluate_dataset
+from dsocr.reading.generation import ReadingOptions
+from dsocr.report.pictures import draw_examples
+from dsocr.samples.lengths import add_lengths
+from dsocr.samples.processor import OcrProcessor
+from dsocr.samples.vision_cache.building import build_feature_cache
+from dsocr.samples.vision_cache.cache import FeatureCache
+from dsocr.samples.vision_cache.options import CacheOptions
+from dsocr.samples.vision_cache.tower import find_tower, is_frozen
 from dsocr.training.callbacks import (
     EpochCallback,
     FirstStepsCallback,
@@ -29,9 +30,12 @@ from dsocr.training.callbacks import (
     TowerOffDeviceCallback,
 )
 from dsocr.training.compact_head import CompactHead
-from dsocr.training.gallery import draw_examples
 from dsocr.training.preflight import PreflightReport, run_preflight
+from dsocr.training.throughput import ThroughputMeter
+from dsocr.training.trackers import log_picture
 
+
+logger = logging.getLogger(__name__)
 
 _BY_LENGTH = ("group_by_length", "batch_rebalance")
 
@@ -52,14 +56,16 @@ class OcrTrainer(SFTTrainer):
     - Resuming proves that every adapter tensor arrived; saved adapters carry their base's identity.
 
     Args:
-        max_new_tokens: Longest answer that evaluation generates, in tokens.
-        adapter_card: Fields of `dsocr_adapter.json` beside every saved adapter.
+        reading: How evaluation reads.
+        identity: What stands in `dsocr_adapter.json` beside every saved adapter.
         **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
     """
 
-    def __init__(self, *, max_new_tokens: int = 256, adapter_card: dict | None = None, **kwargs):
+    def __init__(
+        self, *, reading: ReadingOptions = ReadingOptions(), identity: AdapterIdentity | None = None, **kwargs
+    ):
         if kwargs["args"].train_sampling_strategy in _BY_LENGTH:
-            # Evaluation is grouped by length then as well.
+            # Trainer groups evaluation by length too.
             for name in ("train_dataset", "eval_dataset"):
                 kwargs[name] = _with_lengths(kwargs.get(name), kwargs["processing_class"], kwargs["args"])
         super().__init__(**kwargs)
@@ -69,9 +75,9 @@ class OcrTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self._head = CompactHead(bare_model(self.model))
-        self.max_new_tokens = max_new_tokens
-        self.adapter_card = adapter_card or {}
-        self._reset_counts()
+        self._meter = ThroughputMeter(self.processing_class.image_token_id)
+        self.reading = reading
+        self.identity = identity
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(EpochCallback(self.data_collator))
@@ -80,15 +86,8 @@ class OcrTrainer(SFTTrainer):
         if not self.args.disable_tqdm:
             self.add_callback(OcrProgressCallback())
 
-    def _reset_counts(self) -> None:
-        self._counted_since = time.perf_counter()
-        self._counts = {"samples": 0, "image_tokens": 0, "text_tokens": 0}
-        self._positions = 0
-        self._first_step = self.state.global_step
-        self._not_finite = 0
-
     def preflight(self, *, strict: bool = True) -> PreflightReport:
-        """Check one batch of two lines end to end; see `dsocr.training.preflight.run_preflight`.
+        """Check one batch of two lines end to end, and log what was found; see `dsocr.training.preflight.run_preflight`.
 
         Raises:
             PreflightError: when the run is wired wrongly.
@@ -106,26 +105,30 @@ class OcrTrainer(SFTTrainer):
 
         try:
             texts = [row["text"] for row in rows]
-            return run_preflight(self.model, self.processing_class, batch, texts, compute_loss, strict=strict)
+            report = run_preflight(self.model, self.processing_class, batch, texts, compute_loss, strict=strict)
         finally:
             # The metrics of TRL's log start with the first step.
             self._metrics["train"].clear()
             self._total_train_tokens = 0
+        for line in report.describe():
+            logger.info("preflight: %s", line)
+        return report
 
-    def cache_features(self, datasets: list[Dataset], options: CacheOptions, everything: bool) -> FeatureCache | None:
+    def cache_features(self, datasets: list[Dataset], options: CacheOptions) -> FeatureCache | None:
         """Compute the vision features of some datasets once; training and evaluation take them from then on.
 
         Args:
             datasets: Every dataset that will be read more than once.
             options: Where features go.
-            everything: Whether these are all images of the run, so that the tower may leave the GPU.
 
         Returns:
-            The cache, for further evaluations; `None` when there is no room for it, which is logged.
+            The cache, for further evaluations; `None` when there is no dataset, or no room, which is logged.
 
         Raises:
             ValueError: when the tower is trained.
         """
+        if not datasets:
+            return None
         if not is_frozen(self.model):
             raise ValueError("the vision tower is trained: its features change with every step.")
         model = self.accelerator.unwrap_model(self.model)
@@ -141,12 +144,25 @@ class OcrTrainer(SFTTrainer):
         # DDP wants every parameter on one device, and packed weights stay where they were packed.
         on_gpu = self.args.device.type == "cuda"
         movable = on_gpu and self.accelerator.num_processes == 1 and not getattr(model, "is_loaded_in_4bit", False)
-        if self.data_collator.features is not None and everything and movable:
+        trained_from_cache = options.train_again and not options.augment
+        if self.data_collator.features is not None and trained_from_cache and movable:
             self.add_callback(TowerOffDeviceCallback(find_tower(model)))
         return self.data_collator.features
 
+    def save_and_verify(self, output_dir: str | Path) -> None:
+        """Save model and state, load the adapter back strictly and compare every tensor.
+
+        Raises:
+            ValueError: when a tensor does not come back as it was trained.
+        """
+        self.save_model(output_dir)
+        self.save_state()
+        self.accelerator.wait_for_everyone()
+        count = verify_saved_adapter(self.model, output_dir)
+        logger.info("%d adapter tensors saved, loaded back and compared", count)
+
     def get_eval_dataloader(self, eval_dataset=None):
-        # Trainer has one collator for both; what is measured is never varied.
+        # Trainer shares one collator between training and evaluation; swap in one without augmentation.
         training_collator = self.data_collator
         self.data_collator = training_collator.without_augmentation()
         try:
@@ -155,41 +171,28 @@ class OcrTrainer(SFTTrainer):
             self.data_collator = training_collator
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Label smoothing, losses of one's own and returned outputs need the labels where they stand.
+        # Label smoothing, a user's own loss and returned outputs need the labels at their positions.
         plain = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
         if not plain:
             inputs = self._head.compact(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, *args, **kwargs):
-        if not self._counts["samples"]:
-            self._counted_since = time.perf_counter()
-        # Sums stay on the device until they are logged, so that counting does not wait for it.
-        image_tokens = (inputs["input_ids"] == self.processing_class.image_token_id).sum()
-        self._counts["samples"] += inputs["input_ids"].shape[0]
-        self._counts["image_tokens"] += image_tokens
-        self._positions += inputs["input_ids"].numel()
-        self._counts["text_tokens"] += inputs["attention_mask"].sum() - image_tokens
+        self._meter.count_batch(inputs["input_ids"], inputs["attention_mask"])
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self._not_finite = self._not_finite + (~torch.isfinite(loss)).int()
+        self._meter.count_loss(loss)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            if int(self._not_finite) or not math.isfinite(logs["loss"]):
+            if not self._meter.is_finite or not math.isfinite(logs["loss"]):
                 raise TrainingDivergedError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}. Lower --learning_rate (now "
                     f"{self.args.learning_rate:g}), use --bf16 instead of --fp16 if the card has it, and look at the "
                     "lines around this step."
                 )
-            seconds = time.perf_counter() - self._counted_since
-            processes = self.accelerator.num_processes
-            logs |= {f"{name}_per_second": int(n) * processes / seconds for name, n in self._counts.items()}
-            used = int(self._counts["image_tokens"]) + int(self._counts["text_tokens"])
-            logs["padding_share"] = 1 - used / max(1, self._positions)
-            logs["seconds_per_step"] = seconds / max(1, self.state.global_step - self._first_step)
-            logs["peak_memory_gib"] = peak_memory_gib()
-            self._reset_counts()
+            logs |= self._meter.measure(self.state.global_step, self.accelerator.num_processes)
+            self._meter.restart(self.state.global_step)
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -198,22 +201,21 @@ class OcrTrainer(SFTTrainer):
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataloader.dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-            max_new_tokens=self.max_new_tokens,
+            self.reading,
             features=self.data_collator.features,
-            progress=not self.args.disable_tqdm,
         )
         rates = {name: getattr(read.metrics, name) for name in ("cer", "wer", "exact", "looping")}
         output.metrics.update({f"{metric_key_prefix}_{name}": rate for name, rate in rates.items()})
         self._log_examples(dataloader.dataset, read)
-        # Reading is not training: its time does not count against the throughput of the steps.
-        self._reset_counts()
+        # Evaluation does not count against the throughput of the steps.
+        self._meter.restart(self.state.global_step)
         return output
 
-    def _log_examples(self, dataset, read: EvaluatedSet) -> None:
+    def _log_examples(self, dataset: Dataset, read: EvaluatedSet) -> None:
         if not self.args.report_to or not self.state.is_world_process_zero:
             return
-        path = draw_examples(self.args.output_dir, dataset["image"], {"read": read}, name="evaluation_examples.png")
+        path = Path(self.args.output_dir) / EVALUATION_EXAMPLES_NAME
+        draw_examples(path, dataset["image"], {"read": read})
         log_picture(self.callback_handler.callbacks, path, self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -230,4 +232,4 @@ class OcrTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         # Trainer calls this in every process; the first one writes.
         if self.args.should_save and isinstance(self.model, PeftModel):
-            save_adapter_card(output_dir or self.args.output_dir, self.model, **self.adapter_card)
+            save_adapter_card(output_dir or self.args.output_dir, self.model, self.identity)

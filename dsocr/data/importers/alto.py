@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lxml import etree
 
-from dsocr.data.annotations import AnnotatedImage, AnnotatedLine, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
 from dsocr.data.importers.xml_files import children, descendants, local_name, parse_points
 
 
@@ -39,7 +39,7 @@ def _line(line: etree._Element, path: Path) -> AnnotatedLine:
     return AnnotatedLine(_text_of(line).strip(), f"{path}#{line.get('ID', '')}", polygon, _box(line))
 
 
-def read_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Pages of one file; coordinates are scaled by the page's declared size, whatever their unit.
 
     Args:

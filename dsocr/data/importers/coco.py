@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsocr.data.annotations import AnnotatedImage, AnnotatedLine, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
 
 
 _TEXT_KEYS = ("translation", "transcription", "text", "utf8_string", "caption", "label")
@@ -39,7 +39,7 @@ def _line(annotation: dict, where: str) -> AnnotatedLine:
     return AnnotatedLine(_text(annotation), f"{where}#annotation {annotation.get('id')}", polygon, box)
 
 
-def read_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Images of a COCO file, lines from top to bottom in the order of their annotations.
 
     Args:

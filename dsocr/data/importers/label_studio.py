@@ -1,13 +1,12 @@
 """Label Studio's JSON export: rectangles and polygons in per cent, with a TextArea each."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from dsocr.data.annotations import AnnotatedImage, AnnotatedLine, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
 
 
 _PERCENT = (100.0, 100.0)
@@ -48,7 +47,7 @@ def _lines(results: list[dict], where: str) -> Iterator[AnnotatedLine]:
         yield AnnotatedLine(texts.get(identity, _text(value)).strip(), f"{where}#{identity}", polygon, box)
 
 
-def read_label_studio(path: Path, content: list[dict], bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_label_studio(path: Path, content: list[dict], bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Tasks of an export; of several annotations of a task the first that was not cancelled counts.
 
     Args:
@@ -74,15 +73,3 @@ def read_label_studio(path: Path, content: list[dict], bad: BadSamples) -> Itera
             yield AnnotatedImage(image, where, page, _PERCENT, lines)
         else:
             yield AnnotatedImage(image, where, page, text=" ".join(texts).strip())
-
-
-def read_json(path: Path) -> Any:
-    """Parsed JSON of a file.
-
-    Raises:
-        ValueError: naming the file, when it is none.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON in UTF-8 ({error}).") from error

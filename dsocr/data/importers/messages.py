@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsocr.data.annotations import AnnotatedImage, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, find_image
 
 
 def is_messages(row: Any) -> bool:
@@ -29,7 +29,7 @@ def _images(row: dict, messages: list[dict]) -> list[str]:
     return [name.get("path", "") if isinstance(name, dict) else str(name) for name in names if name]
 
 
-def read_messages(path: Path, rows: Iterator[tuple[int, dict]], bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_messages(path: Path, rows: Iterator[tuple[int, dict]], bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Rows with one image each.
 
     Args:

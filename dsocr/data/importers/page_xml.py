@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lxml import etree
 
-from dsocr.data.annotations import AnnotatedImage, AnnotatedLine, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
 from dsocr.data.importers.xml_files import children, descendants, parse_points
 
 
@@ -46,7 +46,7 @@ def _lines(page: etree._Element, path: Path) -> Iterator[AnnotatedLine]:
             yield AnnotatedLine(_text_of(line).strip(), f"{path}#{line.get('id', '')}", polygon)
 
 
-def read_page_xml(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_page_xml(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Pages of one file.
 
     Args:

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsocr.data.annotations import AnnotatedImage, find_image
-from dsocr.data.bad_samples import BadSamples
+from dsocr.data.checking import BadSamples
+from dsocr.data.importers.annotations import AnnotatedImage, find_image
 
 
 SUFFIX = ".gt.txt"
 
 
-def read_text_files(folder: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_text_files(folder: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Pairs of a folder and those below it; a page is the folder of its lines.
 
     Args:

@@ -1,1 +1,0 @@
-"""How fast training and reading are, by part, each lever alone and all together."""

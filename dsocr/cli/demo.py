@@ -1,0 +1,98 @@
+"""The built-in demonstration: what is trained when no model or no dataset is named."""
+
+import itertools
+import logging
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+from dsocr.cli.training import ParsedArguments
+from dsocr.common.run_files import BASE_MODEL_FOLDER, DEMO_DATA_FOLDER
+from dsocr.data.synthetic import SyntheticLine, generate_lines, write_dataset
+from dsocr.models.loading import TINY_BASE
+
+
+logger = logging.getLogger(__name__)
+
+REAL_DIGITS = Path(str(files("dsocr.data") / "examples" / "real_digits"))
+# The demonstration's writers: as a person's own notes would be, few hands and many lines of each.
+WRITERS = ("Caveat", "Neucha", "Pangolin")
+TRAIN_LINES, EVAL_LINES = 3500, 100
+MIN_LENGTH, MAX_LENGTH = 2, 16
+
+
+def write_demo_model(folder: Path) -> Path:
+    """Copy the built-in tiny base model beside the run, so that its adapter finds it; returns the folder."""
+    if not (folder / "config.json").is_file():
+        # Copied under another name and renamed: a copy that was cut off is never taken for the model.
+        partial = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(TINY_BASE, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    return folder
+
+
+def _lines(style: str, seed: int, count: int, fonts: tuple[str, ...] | None = None) -> list[SyntheticLine]:
+    stream = generate_lines(style, seed=seed, min_length=MIN_LENGTH, max_length=MAX_LENGTH, fonts=fonts)
+    return list(itertools.islice(stream, count))
+
+
+def write_demo_data(folder: Path) -> tuple[Path, list[str]]:
+    """Write the demonstration's data.
+
+    Returns:
+        The dataset folder (`train`, and `test` with other texts of the same writers), and `NAME=PATH` of further
+        held-out sets: two handwriting fonts that are never trained on, print, and real handwritten digits.
+    """
+    write_dataset(folder / "train", _lines("handwriting", 0, TRAIN_LINES, WRITERS))
+    write_dataset(folder / "test", _lines("handwriting", 1, EVAL_LINES, WRITERS))
+    extra = {"unseen_fonts": "unseen_handwriting", "print": "print"}
+    for name, style in extra.items():
+        write_dataset(folder / name, _lines(style, 1, EVAL_LINES))
+    return folder, [*(f"{name}={folder / name}" for name in extra), f"real_digits={REAL_DIGITS}"]
+
+
+def name_model_and_data(args: ParsedArguments) -> tuple[str, str]:
+    """Model and dataset of a run; the demonstration's stand in for those that were not named.
+
+    Args:
+        args: Parsed. The demonstration's further held-out sets are added to `extra_eval_datasets`.
+
+    Returns:
+        `(model, dataset)`: Hub ids or folders.
+    """
+    model, dataset = args.model.model_name_or_path, args.script.dataset_name
+    if model is not None and dataset is not None:
+        return model, dataset
+    with args.training.main_process_first(desc="writing the demonstration"):
+        model, dataset, extra = prepare_demo(Path(args.training.output_dir), model, dataset)
+    args.script.extra_eval_datasets += extra
+    return model, dataset
+
+
+def prepare_demo(output_dir: Path, model: str | None, dataset: str | None) -> tuple[str, str, list[str]]:
+    """Stand in for a model or a dataset that was not named, and say in plain words which flags make it the real thing.
+
+    Args:
+        output_dir: Run folder; the built-in model and data are written below it.
+        model: `--model_name_or_path`, or `None`.
+        dataset: `--dataset_name`, or `None`.
+
+    Returns:
+        `(model, dataset, extra evaluation sets)`, the first two named.
+    """
+    missing = [name for name, given in (("tiny model", model), ("rendered handwriting", dataset)) if given is None]
+    logger.info("=" * 88)
+    logger.info("This is the built-in demonstration (%s).", " on ".join(missing))
+    if model is None:
+        logger.info("The tiny model reads print; its adapter learns handwriting. It is no model for real work.")
+    logger.info("The real thing: --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name path/to/my_lines/")
+    logger.info("=" * 88)
+    extra: list[str] = []
+    if model is None:
+        model = str(write_demo_model(output_dir / BASE_MODEL_FOLDER))
+    if dataset is None:
+        folder, extra = write_demo_data(output_dir / DEMO_DATA_FOLDER)
+        dataset = str(folder)
+    return model, dataset, extra

@@ -1,0 +1,90 @@
+"""From the training recipes' parsed arguments to what the rooms take: one function for each taker.
+
+Only this room knows the argument classes. Each function returns the taker's own dataclass, or does the taker's work with
+plain parameters, so that a type checker sees both sides of every name.
+"""
+
+from pathlib import Path
+
+import torch
+
+from dsocr.cli.training import ParsedArguments
+from dsocr.common.run_files import VISION_CACHE_FOLDER
+from dsocr.data.training_sets import DataOptions
+from dsocr.reading.generation import ReadingOptions
+from dsocr.samples.vision_cache.options import CacheOptions
+from dsocr.training.memory_plan.plan_report import PlanReport, plan_run
+from dsocr.training.memory_plan.settings import MemorySettings
+
+
+def data_options(args: ParsedArguments) -> DataOptions:
+    """Which rows are trained on, and which are held out."""
+    return DataOptions(
+        train_split=args.script.dataset_train_split,
+        test_split=args.script.dataset_test_split,
+        config=args.script.dataset_config,
+        image_column=args.script.image_column,
+        text_column=args.script.text_column,
+        validation_fraction=args.script.validation_fraction,
+        fold=args.script.fold,
+        max_train_samples=args.script.max_train_samples,
+        max_eval_samples=args.script.max_eval_samples,
+        extra=args.script.extra_eval_datasets,
+        seed=args.training.seed,
+    )
+
+
+def reading_options(args: ParsedArguments) -> ReadingOptions:
+    """How evaluation reads."""
+    return ReadingOptions(
+        batch_size=args.training.per_device_eval_batch_size,
+        max_new_tokens=args.script.max_new_tokens,
+        progress=not args.training.disable_tqdm,
+    )
+
+
+def cache_options(args: ParsedArguments, n_samples: int) -> CacheOptions:
+    """Where vision features go.
+
+    Args:
+        args: Parsed.
+        n_samples: Size of the training set.
+    """
+    again = args.training.num_train_epochs > 1
+    if args.training.max_steps > 0:
+        per_step = args.training.train_batch_size * args.training.gradient_accumulation_steps * args.training.world_size
+        again = args.training.max_steps * per_step > n_samples
+    return CacheOptions(
+        place=args.script.vision_cache,
+        run_folder=Path(args.training.output_dir) / VISION_CACHE_FOLDER,
+        in_memory=args.training.world_size == 1 and args.training.dataloader_num_workers == 0,
+        augment=args.script.augment,
+        train_again=again,
+    )
+
+
+def memory_settings(args: ParsedArguments) -> MemorySettings:
+    """What decides the run's memory."""
+    return MemorySettings(
+        dtype=getattr(torch, args.model.dtype, torch.bfloat16),
+        load_in_4bit=args.model.load_in_4bit,
+        quantize_vision=args.script.quantize_vision,
+        target_modules=args.model.lora_target_modules if args.model.use_peft else None,
+        target_parameters=args.model.lora_target_parameters,
+        lora_r=args.model.lora_r,
+        batch_size=args.training.per_device_train_batch_size,
+        eval_batch_size=args.training.per_device_eval_batch_size,
+        answer_tokens=args.script.max_new_tokens,
+        checkpointing=bool(args.training.activation_checkpointing),
+        optim=getattr(args.training.optim, "value", args.training.optim),
+    )
+
+
+def plan_arguments(args: ParsedArguments) -> PlanReport:
+    """The memory plan of a parsed command line."""
+    return plan_run(
+        args.model.model_name_or_path,
+        memory_settings(args),
+        revision=args.model.model_revision,
+        image_mode=args.script.image_mode,
+    )

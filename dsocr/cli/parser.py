@@ -1,0 +1,125 @@
+"""One parser for every recipe: TRL's, with positional words, flags that may stand alone, and a config file that is checked."""
+
+import dataclasses
+import os
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from trl import TrlParser
+
+
+Arguments = TypeVar("Arguments")
+
+
+def flag(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field that becomes a flag.
+
+    Args:
+        default: Its default; a list is copied for every use.
+        help: Its line in `--help`.
+        **metadata: Further arguments of `argparse`'s `add_argument`: `choices`, `metavar`, `nargs`, `const`; and
+            `positional=True` for a word without a flag's name.
+    """
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+class RecipeParser(TrlParser):
+    """`TrlParser` over dataclasses, as all recipes use it.
+
+    Args:
+        kinds: Dataclasses whose fields become flags.
+        description: The recipe's docstring, shown as it is written.
+    """
+
+    def __init__(self, kinds: Sequence[type], description: str | None = None):
+        super().__init__(kinds, description=description, formatter_class=RawDescriptionHelpFormatter)
+        self.add_argument("--config", metavar="FILE", help="YAML file of flags without dashes; the command line wins.")
+
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        if not field.metadata.get("positional"):
+            TrlParser._parse_dataclass_field(parser, field)
+            return
+        many = not isinstance(field.type, type) and "list" in str(field.type)
+        metadata = {key: value for key, value in field.metadata.items() if key != "positional"}
+        # Optional for argparse, so that a config file may name it; `parse` refuses what is named nowhere.
+        parser.add_argument(field.name, nargs="*" if many else "?", default=[] if many else None, **metadata)
+
+    def parse(self, argv: Sequence[str]) -> tuple:
+        """The dataclasses, filled from a command line and its config file; a mistake ends in one line, exit code 2."""
+        try:
+            config = self._find_config(argv)
+            if config is not None:
+                self.set_defaults_with_config(**self.load_config(config))
+            parsed = self.parse_args_into_dataclasses(args=list(argv))
+            self._check_positional(parsed)
+        except ValueError as error:
+            self.error(str(error))
+        # The last one is argparse's own namespace, which holds --config alone.
+        return tuple(item for item in parsed if dataclasses.is_dataclass(item))
+
+    def _find_config(self, argv: Sequence[str]) -> str | None:
+        # A parser of its own: this one would refuse a required flag that only the file names.
+        finder = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
+        finder.add_argument("--config")
+        return finder.parse_known_args(list(argv))[0].config
+
+    def _check_positional(self, parsed: Sequence[Any]) -> None:
+        for item in filter(dataclasses.is_dataclass, parsed):
+            for field in dataclasses.fields(item):
+                if field.metadata.get("positional") and not getattr(item, field.name):
+                    raise ValueError(f"name {field.name}: {field.metadata['help']}")
+
+    def load_config(self, path: str) -> dict[str, Any]:
+        """The content of a config file, whose `env` (TRL's own key) is put into the environment.
+
+        Raises:
+            ValueError: naming the file, and the key that is unknown or of the wrong type. (TRL lets wrong types through.)
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"--config {path}: there is no such file.")
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"--config {path}: not YAML in UTF-8 ({error}).") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"--config {path}: expected `key: value` lines.")
+        os.environ.update({name: str(value) for name, value in content.pop("env", {}).items()})
+        actions = {action.dest: action for action in self._actions}
+        for key, value in content.items():
+            if key not in actions or key in ("config", "help"):
+                raise ValueError(f"--config {path}: unknown key {key!r}.")
+            takes_list = actions[key].nargs in ("+", "*")
+            if isinstance(value, list) != takes_list and value is not None:
+                wanted = "a list" if takes_list else "a single value"
+                raise ValueError(f"--config {path}: {key} takes {wanted}, found {value!r}.")
+            self._check_entry(path, key, value, takes_list)
+        return content
+
+    def _check_entry(self, path: str, key: str, value: Any, takes_list: bool) -> None:
+        action = next(action for action in self._actions if action.dest == key)
+        for item in value if takes_list and value is not None else [value]:
+            if callable(action.type) and isinstance(item, str | int | float):
+                try:
+                    action.type(str(item))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"--config {path}: {key}: {item!r} is of the wrong type ({error}).") from error
+            if action.choices is not None and item is not None and item not in action.choices:
+                choices = ", ".join(map(str, action.choices))
+                raise ValueError(f"--config {path}: {key}: {item!r} is not one of {choices}.")
+
+
+def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str | None) -> Arguments:
+    """Parse a recipe's command line into its one dataclass.
+
+    Args:
+        kind: The dataclass.
+        argv: The words after the script's name.
+        description: The recipe's docstring.
+    """
+    return RecipeParser((kind,), description).parse(argv)[0]

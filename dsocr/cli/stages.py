@@ -1,0 +1,158 @@
+"""The stages of a training run, each a function of the parsed command line; `recipes/sft_lora.py` puts them in order."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
+from trl import get_peft_config
+
+from dsocr.cli.options import cache_options, data_options, memory_settings, reading_options
+from dsocr.cli.training import ParsedArguments
+from dsocr.common.logs import Stages, setup_logging
+from dsocr.common.machine import describe_machine, warn_about_unused_gpu
+from dsocr.common.run_files import SKIPPED_NAME
+from dsocr.data import BadSamples, TrainingSets, load_training_sets
+from dsocr.doctor import examine_quickly
+from dsocr.models import freeze_vision, load_model, make_peft_safe, prepare_adapter
+from dsocr.models.adapters import AdapterIdentity
+from dsocr.models.peft_wrapper import find_guard
+from dsocr.report.results import write_data_summary
+from dsocr.samples.collator import OcrCollator
+from dsocr.samples.lengths import SampleMeter
+from dsocr.samples.processor import OcrProcessor
+from dsocr.samples.vision_cache.cache import FeatureCache
+from dsocr.samples.vision_cache.options import choose_cached
+from dsocr.training.memory_plan.plan_report import check_gpu
+from dsocr.training.trainer import OcrTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+def start_run(output_dir: str | Path, *, is_main: bool) -> Stages:
+    """Set up logging, say what machine this is, and return the counter of stages."""
+    run_logger = setup_logging(output_dir, is_main=is_main)
+    run_logger.info("%s", ", ".join(f"{name} {value}" for name, value in describe_machine().items()))
+    warn_about_unused_gpu()
+    return Stages(run_logger)
+
+
+def load_processor(args: ParsedArguments, name: str) -> OcrProcessor:
+    """The processor of the base model, with the image mode, layout and prompt of the command line."""
+    return OcrProcessor.from_pretrained(
+        name,
+        revision=args.model.model_revision,
+        image_mode=args.script.image_mode,
+        image_layout=args.script.image_layout,
+        prompt=args.script.prompt,
+    )
+
+
+def check_card(args: ParsedArguments, name: str) -> None:
+    """Refuse a run that this machine's GPU cannot hold, before anything is loaded.
+
+    Raises:
+        NotEnoughMemoryError: with the plan.
+    """
+    if not args.training.use_cpu:
+        place = {"revision": args.model.model_revision, "image_mode": args.script.image_mode}
+        check_gpu(name, memory_settings(args), **place)
+
+
+def load_base(args: ParsedArguments, name: str) -> PreTrainedModel:
+    """The base model as it is trained: loaded strictly, guarded, with a frozen vision side."""
+    model = load_model(
+        name,
+        revision=args.model.model_revision,
+        # Trainer moves a model to its device; a packed one is loaded where it is to stay.
+        device_map={"": str(args.training.device)} if args.model.load_in_4bit else None,
+        dtype=args.model.dtype,
+        attn_implementation=args.model.attn_implementation,
+        load_in_4bit=args.model.load_in_4bit,
+        quantize_vision=args.script.quantize_vision,
+        quant_type=args.model.bnb_4bit_quant_type,
+        double_quant=args.model.use_bnb_nested_quant,
+    )
+    make_peft_safe(model)
+    freeze_vision(model)
+    return model
+
+
+def identify(args: ParsedArguments, name: str, model: PreTrainedModel, processor: OcrProcessor) -> AdapterIdentity:
+    """What the adapter of this run will belong to."""
+    revision = getattr(model.config, "_commit_hash", None) or args.model.model_revision
+    return AdapterIdentity(name, revision, processor.to_dict())
+
+
+def load_data(
+    args: ParsedArguments, source: str, processor: OcrProcessor, model: PreTrainedModel
+) -> tuple[TrainingSets, dict[str, int]]:
+    """Load and check the sets of the run, write what was skipped and what the data costs, and warn of what looks odd.
+
+    Returns:
+        The sets, and the number of skipped samples by reason.
+    """
+    max_length = args.training.max_length or model.config.get_text_config().max_position_embeddings
+    bad_samples = BadSamples(args.script.on_bad_sample)
+    sets = load_training_sets(source, SampleMeter(processor, max_length), bad_samples, data_options(args))
+    if args.is_main:
+        bad_samples.write(Path(args.training.output_dir) / SKIPPED_NAME)
+        write_data_summary(args.training.output_dir, sets, processor, bad_samples.counts)
+    for finding in examine_quickly(sets, processor, args.script.max_new_tokens):
+        logger.warning("data: %s: %s", finding.message, finding.advice)
+    return sets, dict(bad_samples.counts)
+
+
+def build_trainer(
+    args: ParsedArguments,
+    model: PreTrainedModel,
+    processor: OcrProcessor,
+    sets: TrainingSets,
+    identity: AdapterIdentity,
+    *,
+    callbacks: list[TrainerCallback],
+) -> OcrTrainer:
+    """The trainer, with LoRA on the model unless `--use_peft false`."""
+    peft_config = get_peft_config(args.model)
+    if peft_config is not None:
+        peft_config.revision = identity.revision
+        prepare_adapter(model, peft_config)
+    if args.script.early_stopping_patience is not None:
+        callbacks = [*callbacks, EarlyStoppingCallback(args.script.early_stopping_patience)]
+    collator = OcrCollator(
+        processor,
+        model.dtype,
+        args.training.max_length or model.config.get_text_config().max_position_embeddings,
+        augment=args.script.augment,
+        seed=args.training.seed,
+    )
+    trainer = OcrTrainer(
+        model=model,
+        args=args.training,
+        data_collator=collator,
+        train_dataset=sets.train,
+        eval_dataset=sets.held_out,
+        processing_class=processor,
+        peft_config=peft_config,
+        callbacks=callbacks,
+        reading=reading_options(args),
+        identity=identity,
+    )
+    if peft_config is not None and args.is_main:
+        trainer.model.print_trainable_parameters()
+    return trainer
+
+
+def cache_features(args: ParsedArguments, trainer: OcrTrainer, sets: TrainingSets) -> FeatureCache | None:
+    """Compute the vision features of what is read more than once; `None` when there is nothing to gain."""
+    options = cache_options(args, len(sets.train))
+    return trainer.cache_features(choose_cached(sets, trainer.model, options), options)
+
+
+def describe_run(model: PreTrainedModel, skipped: dict[str, int]) -> dict[str, Any]:
+    """Command, machine, skipped samples and what the guard dropped or renamed, for `ocr_results.json`."""
+    guard = find_guard(model)
+    counts = guard.counts() if guard is not None else {}
+    return {"command": sys.argv, "machine": describe_machine(), "skipped": skipped, **counts}

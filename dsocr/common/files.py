@@ -1,0 +1,76 @@
+"""Small files: JSON from disk or the Hub, JSON to disk, and text that a program keeps up to date inside a page."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+_REQUIRED = object()
+
+
+def load_json(path: str | Path, default: Any = _REQUIRED) -> Any:
+    """The parsed content of a JSON file.
+
+    Args:
+        path: A file in UTF-8, with or without a byte order mark.
+        default: Returned when there is no such file; without it a missing file raises.
+
+    Raises:
+        FileNotFoundError: there is no such file and no default.
+        ValueError: the file is not JSON; the message names it.
+    """
+    path = Path(path)
+    if default is not _REQUIRED and not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or not JSON in UTF-8: {error}") from error
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write a JSON file under another name and rename it, so that a reader sees the old or the new file, never half of one."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def find_file(name_or_path: str | Path, filename: str, revision: str | None = None) -> Path | None:
+    """A file of a local folder or a Hub id; `None` when it is not there."""
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path) / filename
+        return path if path.is_file() else None
+    # Imported here: transformers takes seconds, and most callers read local files.
+    from transformers.utils import cached_file
+
+    found = cached_file(str(name_or_path), filename, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def load_json_of(name_or_path: str | Path, filename: str, revision: str | None = None) -> dict[str, Any]:
+    """A JSON file of a local folder or a Hub id; `{}` when it is not there.
+
+    Raises:
+        ValueError: as `load_json`.
+    """
+    path = find_file(name_or_path, filename, revision)
+    return load_json(path) if path else {}
+
+
+def replace_between(path: str | Path, mark: str, text: str) -> None:
+    """Put a text between `<!-- mark -->` and `<!-- end of mark -->` in a file that people write.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    path = Path(path)
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    content = path.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise ValueError(f"{path} has no {begin} ... {end}.")
+    before, rest = content.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""What has to be set on this machine before a run starts, and what a person should know about it."""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import psutil
+import torch
+import torch.distributed as dist
+
+
+logger = logging.getLogger(__name__)
+
+_REPORTED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "pillow")
+
+
+def prepare_process() -> None:
+    """UTF-8 on the console (also on Windows), no telemetry, and no denormals on the CPU.
+
+    Nothing is uploaded unless asked for: TRL reports model type, device and GPU name of every run unless told not to.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from huggingface_hub import constants
+
+    # Read at import, which may have happened already.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    # A random SAM is full of denormals, which make a CPU ten times slower.
+    torch.set_flush_denormal(True)
+    if not torch.cuda.is_available() and torch.get_num_threads() == 1 and not _threads_were_chosen():
+        # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all cores but one idle.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
+
+
+def _threads_were_chosen() -> bool:
+    """Whether a person, not `accelerate launch`, chose the number of threads."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    # accelerate sets this variable, and OMP_NUM_THREADS, for the processes that it starts.
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return True
+    try:
+        launcher = psutil.Process(os.getppid())
+        asked = any(word.startswith("--num_cpu_threads_per_process") for word in launcher.cmdline())
+        return asked or "OMP_NUM_THREADS" in launcher.environ()
+    except psutil.Error:
+        return False
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's rank and the number of processes; `(0, 1)` without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def warn_about_unused_gpu() -> bool:
+    """Say so when there is an NVIDIA card that this build of torch cannot use; returns whether it was said."""
+    if torch.cuda.is_available() or torch.version.cuda or not shutil.which("nvidia-smi"):
+        return False
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    cards = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
+    if found.returncode != 0 or not cards:
+        return False
+    logger.warning(
+        "this machine has %s, but torch %s is a CPU build, so training runs on the CPU. Uninstall torch and install a "
+        "CUDA build with the command that pytorch.org/get-started shows for your system.",
+        cards[0].split(" (UUID")[0],
+        torch.__version__,
+    )
+    return True
+
+
+def describe_machine() -> dict[str, str]:
+    """Versions and hardware, for logs and results."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    versions = {name: version(name) for name in _REPORTED}
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **versions,
+    }
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, resident on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,151 @@
+"""From any source to one clean dataset folder: images and `metadata.jsonl`, relative paths, page and split columns."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from dsocr.data.checking import BadSamples
+from dsocr.data.image_files import UnreadableImageError, image_name, open_image
+from dsocr.data.importers.annotations import AnnotatedImage
+from dsocr.data.importers.cutting import CutError, cut_line, open_page
+from dsocr.data.importers.marks import apply_policy
+from dsocr.data.importers.sources import parse_annotations
+from dsocr.data.loading import load_ocr_dataset
+from dsocr.data.texts import clean_transcription
+
+
+logger = logging.getLogger(__name__)
+
+LEVELS = ("line", "page")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How samples are made.
+
+    Attributes:
+        level: `"line"` cuts lines; `"page"` takes whole pages with their lines' texts, a line each.
+        marks: Policy for editorial marks, see `apply_policy`.
+        margin: Around a cut line, as a share of its height.
+    """
+
+    level: str = "line"
+    marks: str = "keep"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: Image.Image
+    text: str
+    page: str
+    split: str | None = None
+    writer: str | None = None
+
+
+def _clean(text: str, where: str, options: PrepareOptions, bad: BadSamples) -> str | None:
+    treated = apply_policy(clean_transcription(text), options.marks)
+    if treated is None:
+        bad.add("editorial_mark", where, f"an editorial mark in {text!r}")
+    elif not treated:
+        bad.add("empty_text", where, "the text is empty")
+    return treated or None
+
+
+def _lines_of(annotated: AnnotatedImage, options: PrepareOptions, bad: BadSamples) -> Iterator[_Sample]:
+    page, scale = open_page(annotated.image, annotated.declared_size)
+    for line in annotated.lines:
+        text = _clean(line.text, line.name, options, bad)
+        if text is None:
+            continue
+        try:
+            yield _Sample(cut_line(page, line, scale, margin=options.margin), text, annotated.page, annotated.split)
+        except CutError as error:
+            bad.add(error.reason, line.name, str(error))
+
+
+def _whole(annotated: AnnotatedImage, options: PrepareOptions, bad: BadSamples) -> Iterator[_Sample]:
+    texts = [annotated.text] if annotated.text is not None else [line.text for line in annotated.lines]
+    joined = "\n".join(text for text in texts if text.strip())
+    text = _clean(joined, annotated.where, options, bad)
+    if text is not None:
+        image, _ = open_page(annotated.image, None)
+        yield _Sample(image, text, annotated.page, annotated.split)
+
+
+def _samples(annotated: AnnotatedImage, options: PrepareOptions, bad: BadSamples) -> Iterator[_Sample]:
+    try:
+        if annotated.text is None and options.level == "line":
+            yield from _lines_of(annotated, options, bad)
+        else:
+            yield from _whole(annotated, options, bad)
+    except (UnreadableImageError, CutError) as error:
+        bad.add(error.reason, annotated.where, str(error))
+
+
+def _table_samples(source: str, options: PrepareOptions, bad: BadSamples, **columns) -> Iterator[_Sample]:
+    dataset = load_ocr_dataset(source, bad_samples=bad, **columns)
+    for number, row in enumerate(dataset):
+        text = _clean(row["text"], f"{source}[{number}]", options, bad)
+        if text is not None:
+            page = row.get("page") or Path(image_name(row["image"])).stem
+            yield _Sample(open_image(row["image"]), text, page, row.get("split"), row.get("writer"))
+
+
+def prepare_dataset(
+    source: str | Path, output_dir: str | Path, options: PrepareOptions, bad: BadSamples, **columns
+) -> int:
+    """Write a clean dataset folder; the source is only read.
+
+    Args:
+        source: See `parse_annotations` and `load_ocr_dataset`.
+        output_dir: Folder to write; it must not hold a dataset yet.
+        options: How samples are made.
+        bad: Refuses or counts bad samples; written to `skipped_samples.json`.
+        **columns: `image_column`, `text_column`, `encoding` of a table.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        FileExistsError: when the folder holds a dataset already.
+        FileNotFoundError: when there is no such source.
+        ValueError: when nothing in it is usable.
+    """
+    if options.level not in LEVELS:
+        raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")
+    folder = Path(output_dir)
+    if (folder / "metadata.jsonl").exists():
+        raise ValueError(f"--output {folder}: holds a dataset already; name another folder, or delete it.")
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    annotated = parse_annotations(source, bad)
+    if annotated is None:
+        samples = _table_samples(str(source), options, bad, **columns)
+    else:
+        samples = (sample for page in annotated for sample in _samples(page, options, bad))
+    count = 0
+    # Written line by line under another name, so that a stopped run leaves no dataset that looks whole.
+    partial = folder / "metadata.jsonl.part"
+    with partial.open("w", encoding="utf-8") as file:
+        for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
+            name = f"images/{count:07d}.png"
+            sample.image.save(folder / name)
+            known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
+            row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    bad.write(folder / "skipped_samples.json")
+    if not count:
+        partial.unlink()
+        shutil.rmtree(images)
+        raise ValueError(f"{source}: no usable sample; {bad.summary()}.")
+    partial.rename(folder / "metadata.jsonl")
+    logger.info("%d samples in %s; %s", count, folder, bad.summary())
+    return count

@@ -1,0 +1,70 @@
+"""The way in for everything that reads: a base model, the adapter on it, and the processor that fits both."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from dsocr.common.run_files import PROCESSOR_NAME
+from dsocr.models import load_adapter, load_model
+from dsocr.models.adapters import find_base
+from dsocr.models.loading import TINY_BASE
+from dsocr.samples.processor import OcrProcessor
+
+
+logger = logging.getLogger(__name__)
+
+
+class Reader(NamedTuple):
+    """What reads.
+
+    Attributes:
+        model: Native model, or a `PeftModel` when there is an adapter; on the GPU if there is one.
+        processor: Its processor.
+        name: Hub id or folder of the base model.
+    """
+
+    model: PreTrainedModel
+    processor: OcrProcessor
+    name: str
+
+
+def load_reader(
+    name: str | None, adapter: str | None = None, *, revision: str | None = None, load_in_4bit: bool = False
+) -> Reader:
+    """Load a base model, put an adapter on it strictly, and find the processor.
+
+    Weights are bfloat16 on a GPU and float32 on a CPU. The adapter's folder says image mode, layout and prompt.
+
+    Args:
+        name: Hub id or folder of the base; `None` takes the adapter's own, or the built-in tiny model.
+        adapter: Folder of an adapter, or `None`.
+        revision: Branch, tag or commit of a Hub id.
+        load_in_4bit: See `load_model`.
+
+    Raises:
+        ValueError: when the adapter belongs to another base, or a file of it is missing.
+    """
+    if name is None and adapter is not None:
+        name, saved = find_base(adapter)
+        revision = saved or revision
+    if name is None:
+        name = str(TINY_BASE)
+        logger.warning("no --model_name_or_path: reading with the built-in tiny model, which is no model for real work")
+    on_gpu = torch.cuda.is_available()
+    model = load_model(
+        name,
+        revision=revision,
+        dtype="bfloat16" if on_gpu else "float32",
+        load_in_4bit=load_in_4bit,
+        device_map={"": "cuda" if on_gpu else "cpu"},
+    )
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    if adapter is not None and (Path(adapter) / PROCESSOR_NAME).is_file():
+        processor = OcrProcessor.from_pretrained(adapter)
+    else:
+        processor = OcrProcessor.from_pretrained(name, revision=revision)
+    return Reader(model, processor, name)

@@ -1,0 +1,63 @@
+"""A transcription to be corrected by a person: images and texts side by side, the least confident first.
+
+The corrected CSV is a dataset: `load_ocr_dataset("review.csv")` reads it, and the next training run takes it.
+"""
+
+import csv
+from pathlib import Path
+
+from dsocr.data.texts import normalize
+from dsocr.reading.transcription import TranscribedLine, TranscribedPage
+from dsocr.report.pages import embed_image, render_page
+
+
+COLUMNS = ("image", "text", "confidence", "page")
+SUFFIXES = (".html", ".csv")
+
+
+class ReviewWriter:
+    """Collects lines, and writes them when all pages are read (or the run is stopped).
+
+    Args:
+        path: `review.csv`, or `review.html`, which writes the CSV beside it too. Images of the lines go to a folder
+            `<name>_images` beside it.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"--review {path}: name a file that ends in .html or .csv.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._images = self.path.parent / f"{self.path.stem}_images"
+        self._images.mkdir(exist_ok=True)
+        self._rows: list[dict[str, str]] = []
+
+    def add(self, page: TranscribedPage) -> None:
+        """Take the lines of a page; their images are written at once."""
+        for line in page.lines:
+            self._rows.append(self._row(page, line))
+
+    def _row(self, page: TranscribedPage, line: TranscribedLine) -> dict[str, str]:
+        name = f"{len(self._rows):06d}.png"
+        line.image.save(self._images / name)
+        image = f"{self._images.name}/{name}"
+        fields = (image, normalize(line.text), f"{line.confidence:.4f}", page.name)
+        return dict(zip(COLUMNS, fields, strict=True))
+
+    def close(self) -> list[Path]:
+        """Write the files; returns their paths."""
+        rows = sorted(self._rows, key=lambda row: float(row["confidence"]))
+        table = self.path.with_suffix(".csv")
+        with table.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        if self.path.suffix.lower() == ".csv":
+            return [table]
+        pictures = [embed_image(str(self.path.parent / row["image"])) for row in rows]
+        lines = list(zip(rows, pictures, strict=True))
+        render_page("review.html.j2", self.path, lines=lines, columns=list(COLUMNS), table=table.name)
+        return [self.path, table]

@@ -1,0 +1,102 @@
+"""The vision collator: samples of any tile counts in one padded batch."""
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dsocr.data.image_files import image_name, open_image
+from dsocr.samples.augmentation import augment_image
+from dsocr.samples.batch import OcrSample
+from dsocr.samples.geometry import ImageFeatures
+from dsocr.samples.processor import OcrProcessor
+from dsocr.samples.vision_cache.cache import FeatureCache
+
+
+IGNORED = -100
+
+
+@dataclass
+class OcrCollator:
+    """Turn dataset rows into a training batch (right padding, labels) or a generation batch (left padding, no answer).
+
+    Labels are the input ids on the answer and its eos, and -100 on prompt, image tokens and padding. Nothing is ever
+    cut. Instances can be pickled, so they work in data loader workers under the spawn start method.
+
+    Attributes:
+        processor: Tokenizer, geometry and prompt.
+        dtype: Type of the pixels; give the model's.
+        max_length: Longest sequence in tokens that is accepted; `None` accepts any.
+        for_generation: Leave out the answer and pad on the left.
+        pad_to_multiple_of: Round the batch's length up to a multiple.
+        augment: Vary the images (training alone).
+        seed: With `epoch`, the image's name and its text it decides how an image is varied: anew in every epoch, alike
+            in every worker and in a resumed run.
+        epoch: Set by the trainer when an epoch begins.
+        features: Vision features of the images, computed before. A batch whose images are all in it carries them in the
+            place of pixels.
+
+    Raises (when called):
+        ValueError: for a sample longer than `max_length`, naming its file, its prompt's and its answer's length.
+    """
+
+    processor: OcrProcessor
+    dtype: torch.dtype = torch.float32
+    max_length: int | None = None
+    for_generation: bool = False
+    pad_to_multiple_of: int | None = None
+    augment: bool = False
+    seed: int = 0
+    epoch: int = 0
+    features: FeatureCache | None = None
+
+    def _image(self, source: Any, text: str | None) -> Any:
+        if not self.augment or self.for_generation:
+            return source
+        name = image_name(source)
+        varied = augment_image(open_image(source), random.Random(f"{self.seed}/{self.epoch}/{name}/{text}"))
+        # For messages.
+        varied.filename = name
+        return varied
+
+    def _features(self, rows: list[dict[str, Any]]) -> list[ImageFeatures | None]:
+        if self.features is None or (self.augment and not self.for_generation):
+            return [None] * len(rows)
+        found = [self.features.find(row["image"]) for row in rows]
+        # The tower takes pixels or features, not both at once.
+        return [None] * len(rows) if any(features is None for features in found) else found
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        texts = [None if self.for_generation else row["text"] for row in rows]
+        samples = [
+            self.processor.prepare(self._image(row["image"], text), text, found)
+            for row, text, found in zip(rows, texts, self._features(rows), strict=True)
+        ]
+        for sample in samples:
+            self._refuse_overlong(sample)
+        batch = self.processor.collate(
+            samples,
+            padding_side="left" if self.for_generation else "right",
+            dtype=self.dtype,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+        if not self.for_generation:
+            batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+            for row, sample in enumerate(samples):
+                answer = slice(sample.prompt_length, len(sample.input_ids))
+                batch["labels"][row, answer] = batch["input_ids"][row, answer]
+        return batch
+
+    def without_augmentation(self) -> "OcrCollator":
+        """The same collator for evaluation."""
+        return replace(self, augment=False)
+
+    def _refuse_overlong(self, sample: OcrSample) -> None:
+        if self.max_length is not None and len(sample.input_ids) > self.max_length:
+            answer = len(sample.input_ids) - sample.prompt_length
+            raise ValueError(
+                f"{sample.name}: {sample.prompt_length} prompt and image tokens + {answer} answer tokens "
+                f"are more than max_length={self.max_length}; raise --max_length, choose a smaller --image_mode, or "
+                "pass --on_bad_sample skip."
+            )

@@ -1,0 +1,147 @@
+"""The processor: tokenizer, image geometry and prompt in one object that is saved beside every checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from dsocr.common.files import load_json_of
+from dsocr.common.run_files import PROCESSOR_NAME
+from dsocr.data.image_files import image_name, open_image
+from dsocr.models.config import model_version, native_config
+from dsocr.models.loading import load_raw_config
+from dsocr.samples.batch import OcrSample, collate_samples
+from dsocr.samples.geometry import PATCH_SIZE, ImageFeatures, image_geometry
+from dsocr.samples.tokenizer import DEFAULT_PROMPTS, IMAGE_TOKEN, load_tokenizer, split_prompt
+
+
+DEFAULT_MODE = "gundam"
+
+
+class OcrProcessor(ProcessorMixin):
+    """Tokenizer, image mode and prompt of one DeepSeek-OCR model.
+
+    Args:
+        tokenizer: A fast tokenizer with bos, eos and pad tokens and the token `<image>`.
+        version: `"v1"`, `"v2"` or `"unlimited"`.
+        image_mode: A mode of that version, see `dsocr.samples.geometry.MODES`.
+        prompt: Text with `<image>` exactly once; `None` takes the version's usual one.
+        size_divisor: Divides the sizes of the mode (tiny models).
+        patch_size: Side of a patch of the vision tower, pixels.
+        image_layout: `"original"`, `"pad"` or `"wrap"`, see `dsocr.samples.geometry.ImageGeometry`.
+
+    Raises:
+        ValueError: for a mode or prompt that does not fit, or a tokenizer without the needed tokens.
+
+    Example:
+        >>> processor = OcrProcessor.from_pretrained("deepseek-ai/DeepSeek-OCR", image_mode="base")  # doctest: +SKIP
+        >>> batch = processor(images=["line.png"])  # doctest: +SKIP
+        >>> text = processor.decode(model.generate(**batch)[0, batch["input_ids"].shape[1]:])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        tokenizer=None,
+        version: str = "v1",
+        image_mode: str = DEFAULT_MODE,
+        prompt: str | None = None,
+        size_divisor: int = 1,
+        patch_size: int = PATCH_SIZE,
+        image_layout: str = "original",
+        chat_template=None,
+    ):
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.geometry = image_geometry(
+            version, image_mode, size_divisor=size_divisor, patch_size=patch_size, layout=image_layout
+        )
+        self.version = version
+        self.image_mode = image_mode
+        self.image_layout = image_layout
+        self.prompt = DEFAULT_PROMPTS[version] if prompt is None else prompt
+        self.size_divisor = size_divisor
+        self.patch_size = patch_size
+        self.image_token_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
+        absent = [name for name in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, name) is None]
+        if self.image_token_id is None:
+            absent.append(IMAGE_TOKEN)
+        if absent:
+            raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no {', '.join(absent)}.")
+        before, after = split_prompt(self.prompt)
+        self._before = [tokenizer.bos_token_id, *tokenizer.encode(before, add_special_tokens=False)]
+        self._after = tokenizer.encode(after, add_special_tokens=False)
+        self._reserved = {self.image_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = ("version", "image_mode", "image_layout", "prompt", "size_divisor", "patch_size")
+        return {"processor_class": type(self).__name__, **{field: getattr(self, field) for field in fields}}
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None, **overrides) -> "OcrProcessor":
+        """Load the processor that a run has saved, or build one for an upstream checkpoint.
+
+        Args:
+            name_or_path: Hub id or local folder: an adapter or model folder of this project, or upstream's checkpoint.
+            revision: Branch, tag or commit of a Hub id.
+            **overrides: `image_mode`, `prompt`, ... to use instead of the saved ones (`None` keeps the saved one).
+
+        Raises:
+            ValueError: when there is no tokenizer.json, or the version cannot be told.
+        """
+        fields = load_json_of(name_or_path, PROCESSOR_NAME, revision)
+        if fields.pop("processor_class", None) != cls.__name__:
+            version = model_version(native_config(load_raw_config(str(name_or_path), revision)))
+            fields = {"version": version}
+        fields |= {key: value for key, value in overrides.items() if value is not None}
+        return cls(load_tokenizer(name_or_path, revision), **fields)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of an answer, with one eos.
+
+        Raises:
+            ValueError: when the text holds a control token (`<image>`, bos, eos, pad) of the tokenizer.
+        """
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        reserved = self._reserved.intersection(ids)
+        if reserved:
+            tokens = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(reserved)))
+            raise ValueError(f"the text holds {tokens}, which the model reserves: {text[:80]!r}")
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def encode_prompt(self, n_image_tokens: int) -> list[int]:
+        """bos, the prompt's text before the image, the image tokens, the text after it."""
+        return [*self._before, *[self.image_token_id] * n_image_tokens, *self._after]
+
+    def count_prompt_tokens(self, width: int, height: int) -> int:
+        """Length of the prompt of an image of that size, without cutting it."""
+        return len(self._before) + self.geometry.count_tokens(width, height) + len(self._after)
+
+    def prepare(self, image: Any, text: str | None = None, features: ImageFeatures | None = None) -> OcrSample:
+        """One sample from an image (see `open_image`) and, for training, its transcription.
+
+        With ready features the image stays closed.
+        """
+        name = image_name(image)
+        try:
+            views = features if features is not None else self.geometry.cut(open_image(image))
+            prompt = self.encode_prompt(views.n_tokens)
+            answer = [] if text is None else self.encode_answer(text)
+        except ValueError as error:
+            if name in str(error):
+                raise
+            raise ValueError(f"{name}: {error}") from error
+        return OcrSample(prompt + answer, len(prompt), views, name)
+
+    def __call__(self, images: list, dtype: torch.dtype = torch.float32) -> BatchFeature:
+        """A left-padded batch for `model.generate` from a list of images."""
+        images = images if isinstance(images, list | tuple) else [images]
+        return BatchFeature(self.collate([self.prepare(image) for image in images], padding_side="left", dtype=dtype))
+
+    def collate(self, samples: list[OcrSample], **options) -> dict[str, Any]:
+        """`dsocr.samples.batch.collate_samples` with this processor's pad token, for its version of the model."""
+        pad = self.tokenizer.pad_token_id
+        return collate_samples(samples, pad_token_id=pad, with_grid=self.version != "v2", **options)
+
+    def decode_answers(self, ids: torch.Tensor) -> list[str]:
+        """Texts of generated ids `[batch, new_tokens]`, without control tokens and surrounding white space."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -1,0 +1,236 @@
+"""Filling the cache: every image once, in batches, by all processes, before the first epoch."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from dsocr.common.machine import process_rank
+from dsocr.data.image_files import measure_image_size, open_image
+from dsocr.samples.batch import normalize_pixels
+from dsocr.samples.geometry import ImageFeatures, ImageGeometry, ImageViews
+from dsocr.samples.processor import OcrProcessor
+from dsocr.samples.vision_cache.cache import FeatureCache, KnownFile, hash_bytes
+from dsocr.samples.vision_cache.options import CacheOptions, open_store
+from dsocr.samples.vision_cache.store import DiskStore, MemoryStore
+from dsocr.samples.vision_cache.tower import accept_features, feature_width, find_tower, tower_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_PER_FILE = 64
+
+# Makes the context that training runs the model in, autocast for example.
+MakeContext = Callable[[], AbstractContextManager]
+
+
+@dataclass
+class _Inventory:
+    """The different images of some datasets.
+
+    Attributes:
+        sources: By key, the row to take the image from. Rows, not images: the images of a Hub dataset are bytes, which
+            are not to be held all at once.
+        known: By path, what identifies the file's content.
+        sizes: By key, width and height in pixels.
+    """
+
+    sources: dict[str, tuple[Dataset, int]] = field(default_factory=dict)
+    known: dict[str, KnownFile] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def feature_bytes(geometry: ImageGeometry, size: tuple[int, int], width: int, itemsize: int) -> int:
+    """Bytes of the features of an image of that size."""
+    queries = geometry.view_queries(geometry.base_size)
+    queries += geometry.count_tiles(*size) * geometry.view_queries(geometry.tile_size)
+    return queries * width * itemsize
+
+
+def _identity(model: PreTrainedModel, geometry: ImageGeometry, dtype: torch.dtype) -> str:
+    return hashlib.blake2b(f"{tower_fingerprint(model)} {geometry} {dtype}".encode(), digest_size=8).hexdigest()
+
+
+def _look_at(place: tuple[Dataset, int]) -> tuple[str, str | None, KnownFile, tuple[int, int]]:
+    """Key, path, identity and size of one row's image; the size comes from the row when it was measured before."""
+    dataset, index = place
+    row = dataset[index]
+    source = row["image"]
+    size = (row["width"], row["height"]) if "width" in row else measure_image_size(source)
+    if isinstance(source, dict) and source.get("bytes") is not None:
+        key = hash_bytes(source["bytes"])
+        return key, None, KnownFile(key, 0, 0), size
+    path = Path(source["path"] if isinstance(source, dict) else source)
+    # stat() before reading: if the file changes meanwhile, the stale mtime exposes it at the next lookup.
+    stat = path.stat()
+    key = hash_bytes(path.read_bytes())
+    return key, str(path), KnownFile(key, stat.st_mtime_ns, stat.st_size), size
+
+
+def _take_inventory(datasets: Iterable[Dataset], *, progress: bool) -> _Inventory:
+    found = _Inventory()
+    places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(_look_at, places)
+        bar = tqdm(looks, total=len(places), desc="Hashing images", unit="img", disable=not progress, delay=1)
+        for (key, path, known, size), place in zip(bar, places, strict=True):
+            if path is not None:
+                found.known[path] = known
+            found.sources.setdefault(key, place)
+            found.sizes.setdefault(key, size)
+    return found
+
+
+@torch.inference_mode()
+def compute_features(
+    model: PreTrainedModel, views: list[ImageViews], dtype: torch.dtype, *, context: MakeContext = nullcontext
+) -> list[ImageFeatures]:
+    """What the tower makes of several images; all tiles of the batch go through it at once.
+
+    Args:
+        model: Native model or `PeftModel`.
+        views: Their views.
+        dtype: Type to keep.
+        context: Makes the context that training runs the model in, autocast for example.
+
+    Returns:
+        Features on the CPU.
+    """
+    tower = find_tower(model)
+    device, compute_dtype = next(tower.parameters()).device, model.dtype
+    training = tower.training
+    tower.eval()
+
+    def run(images: list) -> torch.Tensor:
+        with context():
+            found = tower(normalize_pixels(images, compute_dtype).to(device)).last_hidden_state
+        return found.to("cpu", dtype)
+
+    try:
+        whole = run([view.global_view for view in views])
+        tiles = [tile for view in views for tile in view.tiles]
+        tiled = run(tiles) if tiles else whole.new_zeros(0, 0, whole.shape[-1])
+    finally:
+        tower.train(training)
+    counts = [len(view.tiles) for view in views]
+    parts = torch.split(tiled, counts) if tiles else [tiled] * len(views)
+    # Clone: a slice would keep the whole batch alive.
+    return [
+        ImageFeatures(one.clone(), part.clone(), view.grid, view.n_tokens)
+        for one, part, view in zip(whole, parts, views, strict=True)
+    ]
+
+
+def _fill(
+    store: MemoryStore | DiskStore,
+    sources: dict[str, tuple[Dataset, int]],
+    model: PreTrainedModel,
+    processor: OcrProcessor,
+    dtype: torch.dtype,
+    *,
+    batch_size: int,
+    context: MakeContext,
+    progress: bool,
+) -> None:
+    """Compute the features of some images and put them into the store, 64 images a file."""
+    waiting: dict[str, ImageFeatures] = {}
+    keys = list(sources)
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+
+    def cut(key: str) -> ImageViews:
+        dataset, index = sources[key]
+        return processor.geometry.cut(open_image(dataset[index]["image"]))
+
+    bar = tqdm(total=len(keys), desc="Vision features", unit="img", disable=not progress, leave=False)
+    with ThreadPoolExecutor(1) as pool, bar:
+        prepared = pool.map(lambda batch: [cut(key) for key in batch], batches)
+        for batch, views in zip(batches, prepared, strict=True):
+            waiting |= dict(zip(batch, compute_features(model, views, dtype, context=context), strict=True))
+            if len(waiting) >= _IMAGES_PER_FILE:
+                store.add(waiting)
+                waiting = {}
+            bar.update(len(batch))
+    if waiting:
+        store.add(waiting)
+
+
+def _share_of_rank(store: MemoryStore | DiskStore, inventory: _Inventory) -> dict[str, tuple[Dataset, int]]:
+    """The images that this process has to compute."""
+    rank, ranks = process_rank()
+    missing = {
+        key: place for key, place in sorted(inventory.sources.items(), key=lambda item: item[0]) if key not in store
+    }
+    total = len(inventory.sources)
+    if len(missing) < total:
+        logger.info("%d of %d images were computed before", total - len(missing), total)
+    return dict(list(missing.items())[rank::ranks])
+
+
+def _first_problem(problem: str | None) -> str | None:
+    """The first problem that any process has; every process gets the same answer."""
+    _, ranks = process_rank()
+    if ranks == 1:
+        return problem
+    problems: list[str | None] = [None] * ranks
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found), None)
+
+
+def build_feature_cache(
+    model: PreTrainedModel,
+    processor: OcrProcessor,
+    datasets: Iterable[Dataset],
+    options: CacheOptions,
+    *,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 8,
+    context: MakeContext = nullcontext,
+    progress: bool = True,
+) -> FeatureCache | None:
+    """Compute the features of every image of some datasets, once; under a process group every process does its share.
+
+    Args:
+        model: Native model or `PeftModel`, on its device, with a frozen tower.
+        processor: Its processor.
+        datasets: Column `image`; `width` and `height` are used when they are there.
+        options: Where features go.
+        dtype: Type to keep; `None` takes the model's, so that nothing is rounded.
+        batch_size: Images at a time.
+        context: See `compute_features`.
+        progress: Show progress bars.
+
+    Returns:
+        The cache; `None` when there is no room for it, which is logged.
+    """
+    dtype = dtype or model.dtype
+    progress = progress and process_rank()[0] == 0
+    inventory = _take_inventory(datasets, progress=progress)
+    width = feature_width(model)
+    needed = sum(feature_bytes(processor.geometry, size, width, dtype.itemsize) for size in inventory.sizes.values())
+    store = open_store(options, lambda: _identity(model, processor.geometry, dtype), needed)
+    problem = None if store is not None else "no room"
+    if store is not None:
+        try:
+            share = _share_of_rank(store, inventory)
+            _fill(store, share, model, processor, dtype, batch_size=batch_size, context=context, progress=progress)
+        except OSError as error:
+            problem = str(error)
+            logger.warning(
+                "no vision features are kept: %s. Every epoch runs the vision tower again; free some space, or name "
+                "another folder with --vision_cache.",
+                error,
+            )
+    if _first_problem(problem) is not None or store is None:
+        return None
+    store.scan()
+    accept_features(model)
+    return FeatureCache(store, inventory.known)

@@ -1,0 +1,126 @@
+"""Where features are kept: in memory, or in safetensors files that are mapped into it."""
+
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dsocr.samples.geometry import ImageFeatures
+
+
+logger = logging.getLogger(__name__)
+
+# A file that a killed process left half-written is swept away when it is this old, seconds.
+_STALE_SECONDS = 3600
+
+
+class MemoryStore:
+    """Features in memory, by key; for one process."""
+
+    def __init__(self):
+        self._items: dict[str, ImageFeatures] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._items
+
+    def get(self, key: str) -> ImageFeatures:
+        """The features of a key.
+
+        Raises:
+            KeyError: when there are none.
+        """
+        return self._items[key]
+
+    def add(self, items: dict[str, ImageFeatures]) -> None:
+        """Keep features."""
+        self._items |= items
+
+    def scan(self) -> None:
+        """Nothing: no other process writes here."""
+
+
+class DiskStore:
+    """Features in a folder, by key; any number of processes may read and write it.
+
+    A file appears under its name only when it is whole, and is never changed afterwards.
+
+    Args:
+        folder: Made when it is not there.
+
+    Raises:
+        OSError: when the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._places: dict[str, tuple[str, tuple[int, int], int]] = {}
+        self._scanned: set[str] = set()
+        self._open: dict[str, safe_open] = {}
+        self.scan()
+
+    def __getstate__(self) -> dict:
+        # Each worker maps the files itself.
+        return self.__dict__ | {"_open": {}}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def scan(self) -> None:
+        """Look for files that other processes have written; sweep away what is broken or was left by a killed one."""
+        for path in sorted(self.folder.iterdir()):
+            if path.name in self._scanned:
+                continue
+            if path.suffix == ".part" and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink(missing_ok=True)
+            if path.suffix != ".safetensors":
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    entries = file.metadata() or {}
+            except (SafetensorError, OSError) as error:
+                logger.warning("%s is damaged (%s); its images are computed anew", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            self._scanned.add(path.name)
+            for key, entry in entries.items():
+                columns, rows, n_tokens = map(int, entry.split())
+                self._places[key] = (path.name, (columns, rows), n_tokens)
+
+    def get(self, key: str) -> ImageFeatures:
+        """The features of a key.
+
+        Raises:
+            KeyError: when there are none.
+        """
+        name, grid, n_tokens = self._places[key]
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="pt")
+        file = self._open[name]
+        return ImageFeatures(file.get_tensor(f"{key}.global"), file.get_tensor(f"{key}.tiles"), grid, n_tokens)
+
+    def add(self, items: dict[str, ImageFeatures]) -> None:
+        """Write features as one file.
+
+        Raises:
+            OSError: when the disk is full or the folder cannot be written.
+        """
+        tensors, entries = {}, {}
+        for key, features in items.items():
+            tensors |= {f"{key}.global": features.global_view, f"{key}.tiles": features.tiles}
+            entries[key] = f"{features.grid[0]} {features.grid[1]} {features.n_tokens}"
+        name = uuid.uuid4().hex
+        partial, path = self.folder / f"{name}.part", self.folder / f"{name}.safetensors"
+        try:
+            save_file(tensors, partial, metadata=entries)
+            os.replace(partial, path)
+        except SafetensorError as error:
+            # safetensors has an error of its own for a full disk.
+            raise OSError(str(error)) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        self.scan()

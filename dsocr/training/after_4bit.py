@@ -1,0 +1,56 @@
+"""What an adapter that was trained on a 4-bit base reads on the 16-bit base, where it will be merged and served."""
+
+import logging
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from dsocr.models import load_adapter, load_model
+from dsocr.models.loading import parse_dtype
+from dsocr.reading.evaluation import EvaluatedSet, evaluate_dataset
+from dsocr.reading.generation import ReadingOptions
+from dsocr.samples.processor import OcrProcessor
+from dsocr.training.memory_plan.plan_report import plan_run
+from dsocr.training.memory_plan.settings import MemorySettings
+
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_on_full_precision(
+    name: str,
+    adapter: str | Path,
+    processor: OcrProcessor,
+    dataset: Dataset,
+    options: ReadingOptions,
+    *,
+    revision: str | None,
+    dtype: str,
+) -> EvaluatedSet | str:
+    """Load the base model unquantised, put the saved adapter on it strictly, and read.
+
+    Args:
+        name: Hub id or folder of the base model.
+        adapter: Folder of the adapter.
+        processor: Its processor.
+        dataset: Columns `image` and `text`.
+        options: See `read_lines`.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: See `load_model`.
+
+    Returns:
+        What was read, or the reason why nothing was.
+    """
+    device_map = None
+    if torch.cuda.is_available():
+        device_map = {"": torch.cuda.current_device()}
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        needed = plan_run(name, MemorySettings(dtype=parse_dtype(dtype)), revision=revision, with_savings=False).plan
+        if needed.peak_bytes > free:
+            reason = f"the {dtype} base needs {needed.peak_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            logger.warning("the adapter is not measured on the full-precision base: %s", reason)
+            return reason
+    model = load_model(name, revision=revision, dtype=dtype, device_map=device_map)
+    return evaluate_dataset(load_adapter(model, adapter), processor, dataset, options)

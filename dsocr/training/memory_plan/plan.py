@@ -1,0 +1,218 @@
+"""How much memory a run will need, before anything is loaded.
+
+The model is built from its real config out of fake tensors, which have shapes and no memory. One training step and one
+evaluation batch are run on them, and the bytes of the live tensors are counted (`LiveMemory`), so that checkpointing,
+frozen vision and expanded 4-bit weights need no formulas of their own.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from transformers import DynamicCache, PreTrainedConfig
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
+from dsocr.samples.geometry import ImageGeometry
+from dsocr.training.memory_plan.fake_models import adapt, materialize_fakes, shape_of_model
+from dsocr.training.memory_plan.live_memory import LiveMemory
+from dsocr.training.memory_plan.settings import MemorySettings
+
+
+CARDS_GIB = (4, 6, 8, 12, 16, 24, 80)
+# What a CUDA context and the allocator's rounding take beside the tensors. An assumption: recipes/measure_memory.py
+# measures the true value on a card.
+RESERVED_BYTES = int(0.6 * 2**30)
+PROMPT_TOKENS = 6
+# bitsandbytes' 8-bit optimizers: two states of one byte, and a scale per 256 values.
+_BYTES_PER_8BIT_PARAMETER = 2 + 2 * 4 / 256
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a run. `weights_bytes` to `optimizer_bytes` stay; each phase's bytes come on top, one phase at a time.
+
+    Attributes:
+        weights_bytes: Base model.
+        adapter_bytes: LoRA.
+        gradient_bytes: Gradients of what is trained.
+        optimizer_bytes: Optimizer states.
+        vision_bytes: Peak of the vision side, on top of the first four.
+        language_bytes: Peak of the language model's forward and backward, its saved activations included.
+        logits_bytes: Peak of the loss over the vocabulary, saved activations included.
+        update_bytes: Peak of the optimizer's step.
+        evaluation_bytes: Peak of generating one batch, KV cache included.
+        peak_bytes: The four that stay, and the largest phase.
+        trainable_parameters: Number of trained parameters.
+        image_tokens: Image tokens of the largest image.
+    """
+
+    weights_bytes: int
+    adapter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    vision_bytes: int
+    language_bytes: int
+    logits_bytes: int
+    update_bytes: int
+    evaluation_bytes: int
+    peak_bytes: int
+    trainable_parameters: int
+    image_tokens: int
+
+    @property
+    def training_peak_bytes(self) -> int:
+        """The peak without evaluation."""
+        phases = (self.vision_bytes, self.language_bytes, self.logits_bytes, self.update_bytes)
+        return self.weights_bytes + self.adapter_bytes + self.gradient_bytes + self.optimizer_bytes + max(phases)
+
+    def fits(self, card_gib: float) -> bool:
+        """Whether the run fits a card of so many GiB, the reserve for context and rounding included."""
+        return self.peak_bytes + RESERVED_BYTES <= card_gib * 2**30
+
+    def to_dict(self) -> dict:
+        """All figures, and the cards that the run fits."""
+        return {
+            **asdict(self),
+            "reserved_bytes": RESERVED_BYTES,
+            "fits_gib": [card for card in CARDS_GIB if self.fits(card)],
+        }
+
+
+def largest_image(geometry: ImageGeometry) -> tuple[int, int]:
+    """Width and height of an image that costs the most tokens of a mode: a column of as many tiles as there may be."""
+    if not geometry.tile_size:
+        return geometry.base_size, geometry.base_size
+    return geometry.tile_size, geometry.tile_size * geometry.max_tiles
+
+
+def _pixels(geometry: ImageGeometry, batch_size: int, dtype: torch.dtype) -> dict:
+    columns, rows = geometry.choose_grid(*largest_image(geometry))
+    inputs = {"pixel_values": torch.empty(batch_size, 3, geometry.base_size, geometry.base_size, dtype=dtype)}
+    if geometry.tile_size:
+        tiles = columns * rows
+        inputs["pixel_values_local"] = torch.empty(
+            batch_size * tiles, 3, geometry.tile_size, geometry.tile_size, dtype=dtype
+        )
+        inputs["num_local_patches"] = [tiles] * batch_size
+        if geometry.version != "v2":
+            inputs["patches_grid"] = [[columns, rows]] * batch_size
+    return inputs
+
+
+def _see(model: nn.Module, geometry: ImageGeometry, batch_size: int) -> torch.Tensor:
+    """Vision features of a batch, `[batch, image tokens, hidden]`."""
+    features = model.get_image_features(**_pixels(geometry, batch_size, model.dtype), return_dict=True).pooler_output
+    return torch.stack(list(features))
+
+
+def _embed(model: nn.Module, features: torch.Tensor, text_tokens: int) -> torch.Tensor:
+    ids = torch.empty(features.shape[0], text_tokens, dtype=torch.long)
+    embedded = model.get_input_embeddings()(ids)
+    together = torch.cat([features.to(embedded.dtype), embedded], dim=1)
+    # As `enable_input_require_grads` does for checkpointing.
+    return together if together.requires_grad else together.requires_grad_()
+
+
+def _loss(model: nn.Module, hidden: torch.Tensor, settings: MemorySettings) -> torch.Tensor:
+    head = model.get_output_embeddings()
+    rows = hidden[:, -settings.answer_tokens - 1 : -1] if settings.compact_head else hidden[:, :-1]
+    rows = rows.reshape(-1, rows.shape[-1])
+    labels = torch.empty(rows.shape[0], dtype=torch.long)
+    fields = ("log_probs", "entropy", "is_top1")
+    per_token = _ChunkedLogProbFunction.apply(
+        rows, head.weight, head.bias, labels, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, fields
+    )
+    return -per_token[0].mean()
+
+
+def _optimizer_bytes(trained: list[torch.Tensor], optim: str) -> int:
+    count = sum(parameter.numel() for parameter in trained)
+    if "8bit" in optim:
+        return int(count * _BYTES_PER_8BIT_PARAMETER)
+    return count * 8
+
+
+def _train_step(model, adapted, geometry, settings, memory, static) -> dict[str, int]:
+    phases = {}
+    adapted.train()
+    if settings.checkpointing:
+        # Fake tensors have no random state to keep.
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    memory.restart_peak()
+    features = _see(model, geometry, settings.batch_size)
+    phases["vision_bytes"] = memory.peak - static
+    memory.restart_peak()
+    inputs = _embed(model, features, PROMPT_TOKENS + settings.answer_tokens)
+    hidden = model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    forward = memory.peak - static
+    memory.restart_peak()
+    loss = _loss(model, hidden, settings)
+    phases["logits_bytes"] = memory.peak - static
+    memory.restart_peak()
+    del hidden
+    loss.backward()
+    phases["language_bytes"] = max(forward, memory.peak - static)
+    return phases
+
+
+def _evaluate(model, adapted, geometry, settings, memory, static) -> int:
+    adapted.eval()
+    if settings.checkpointing:
+        model.activation_checkpointing_disable()
+    memory.restart_peak()
+    with torch.no_grad():
+        features = _see(model, geometry, settings.eval_batch_size)
+        inputs = _embed(model, features, PROMPT_TOKENS).detach()
+        del features
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.model.language_model(inputs_embeds=inputs, use_cache=True, past_key_values=cache)
+        text = model.config.get_text_config()
+        per_token = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+        grown = settings.eval_batch_size * settings.answer_tokens * per_token * settings.dtype.itemsize
+        logits = settings.eval_batch_size * text.vocab_size * 4 * 3
+        full_cache = memory.live - static + grown * text.num_hidden_layers
+        return max(memory.peak - static, full_cache + logits)
+
+
+def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: MemorySettings) -> MemoryPlan:
+    """Count what a run will need.
+
+    Args:
+        config: Native config of the model.
+        geometry: Image geometry; the largest image of its mode is assumed, in every row.
+        settings: Everything else.
+
+    Returns:
+        The plan. On a GPU its `peak_bytes` are the allocator's `max_memory_allocated`, without context and rounding.
+    """
+    model = shape_of_model(config, settings)
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    adapted = adapt(model, settings)
+    with FakeTensorMode():
+        materialize_fakes(adapted)
+        trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        adapter = 0 if settings.target_modules is None else gradients
+        optimizer = _optimizer_bytes(trained, settings.optim)
+        with LiveMemory() as memory:
+            memory.follow([*adapted.parameters(), *adapted.buffers()])
+            # Gradients are there from the first micro-batch on.
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            static = memory.live
+            phases = _train_step(model, adapted, geometry, settings, memory, static)
+            # foreach optimizers hold a copy or two of the gradients while they update.
+            phases["update_bytes"] = gradients
+            phases["evaluation_bytes"] = _evaluate(model, adapted, geometry, settings, memory, static)
+    stays = weights + adapter + gradients + optimizer
+    return MemoryPlan(
+        weights_bytes=weights,
+        adapter_bytes=adapter,
+        gradient_bytes=gradients,
+        optimizer_bytes=optimizer,
+        **phases,
+        peak_bytes=stays + max(phases.values()),
+        trainable_parameters=sum(parameter.numel() for parameter in trained),
+        image_tokens=geometry.count_tokens(*largest_image(geometry)),
+    )
