@@ -117,7 +117,7 @@ def examine(
         As `parse_local_rows`; ValueError when there is no row.
     """
     bad = BadSamples("skip")
-    rows = parse_local_rows(source, bad, **columns)
+    rows = list(parse_local_rows(source, bad, **columns))
     if not rows:
         raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
     where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]
