@@ -1,5 +1,6 @@
 """Training steps of random models, timed by part: every lever alone and all together, interleaved."""
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -83,7 +84,7 @@ class _Bench:
         # Gradients stay allocated, as with gradient accumulation.
         self.optimizer.zero_grad(set_to_none=False)
         marks.append(self._now())
-        forward, backward, update = (after - before for before, after in zip(marks, marks[1:], strict=False))
+        forward, backward, update = (after - before for before, after in itertools.pairwise(marks))
         return {
             "vision": vision_forward,
             "language_forward": forward - vision_forward,
