@@ -93,7 +93,7 @@ def test_memory_stays_flat_over_5000_samples(tmp_path):
     loader = DataLoader(lines * 250, batch_size=8, collate_fn=OcrCollator(processor))
     tracemalloc.start()
     measured = []
-    for step, _ in enumerate(loader):
+    for step, batch in enumerate(loader):  # noqa: B007
         if step % 125 == 124:
             gc.collect()
             # numpy and Python; torch's own tensors are counted one by one.
