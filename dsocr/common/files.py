@@ -1,4 +1,4 @@
-"""Small files: JSON from disk or the Hub, JSON to disk, and text that a program keeps up to date inside a page."""
+"""Small files: JSON from and to disk, and text that a program keeps up to date inside a page."""
 
 import json
 import os
@@ -36,28 +36,6 @@ def write_json(path: str | Path, content: Any) -> Path:
     partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return path
-
-
-def find_file(name_or_path: str | Path, filename: str, revision: str | None = None) -> Path | None:
-    """A file of a local folder or a Hub id; `None` when it is not there."""
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / filename
-        return path if path.is_file() else None
-    # Imported here: transformers takes seconds, and most callers read local files.
-    from transformers.utils import cached_file
-
-    found = cached_file(str(name_or_path), filename, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
-def load_json_of(name_or_path: str | Path, filename: str, revision: str | None = None) -> dict[str, Any]:
-    """A JSON file of a local folder or a Hub id; `{}` when it is not there.
-
-    Raises:
-        ValueError: as `load_json`.
-    """
-    path = find_file(name_or_path, filename, revision)
-    return load_json(path) if path else {}
 
 
 def replace_between(path: str | Path, mark: str, text: str) -> None:

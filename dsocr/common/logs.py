@@ -58,6 +58,8 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextI
     for library in (transformers.utils.logging, datasets.utils.logging):
         library.disable_default_handler() if hasattr(library, "disable_default_handler") else None
         library.enable_propagation()
+    # Its own handler would print every warning a second time.
+    logging.getLogger("huggingface_hub").handlers.clear()
     for name in _LIBRARIES:
         level = logging.DEBUG if name in ("dsocr", "recipes") else logging.WARNING
         logging.getLogger(name).setLevel(level if is_main else logging.ERROR)

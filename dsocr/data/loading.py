@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
+from dsocr.common.hub import check_hub
 from dsocr.data.checking import BadSamples, Measure, OnBadSample, keep_usable, measure_row
 from dsocr.data.image_files import UnreadableImageError
 from dsocr.data.tables import IMAGE_COLUMNS, SUFFIXES, TEXT_COLUMNS, find_column, parse_table
@@ -210,6 +211,8 @@ class Source:
         self._bad = bad
         self._hub = {"config": config, "revision": revision, "image_column": image_column, "text_column": text_column}
         self._is_local = bool(_locate(self.name))
+        if not self._is_local and not Path(self.name).exists() and not check_hub():
+            datasets.config.HF_HUB_OFFLINE = True
         self._table: Dataset | None = None
         if self._is_local:
             columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}

@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dsocr.common.files import load_json
+from dsocr.common.hub import check_hub
 from dsocr.models.config import PAD_TOKEN_ID, native_config
 from dsocr.models.sam_attention import split_global_attention
 
@@ -67,6 +68,7 @@ def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
             )
     else:
         try:
+            check_hub()
             path = cached_file(name_or_path, "config.json", revision=revision)
         except OSError as error:
             raise ModelLoadError(
@@ -208,6 +210,7 @@ def local_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
+    check_hub()
     try:
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=_PATTERNS))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

@@ -209,11 +209,6 @@ def quantize_model(
     return model
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether any weight of a model, adapters included, is packed."""
-    return any(isinstance(module, bitsandbytes.nn.Linear4bit | Experts4bit) for module in model.modules())
-
-
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights and of the scales of packed ones."""
     tensors = [*model.parameters(), *model.buffers()]

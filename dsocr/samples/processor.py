@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from dsocr.common.files import load_json_of
+from dsocr.common.hub import load_json_of
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.data.image_files import image_name, open_image
 from dsocr.models.config import model_version, native_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from dsocr.common.files import find_file, load_json_of
+from dsocr.common.hub import find_file, load_json_of
 
 
 IMAGE_TOKEN = "<image>"

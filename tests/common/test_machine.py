@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,3 +54,41 @@ def test_machine_and_memory():
     assert machine["torch"] == torch.__version__ or machine["torch"] in torch.__version__
     assert "device" in machine and "trl" in machine
     assert 0.05 < peak_memory_gib() < 1000
+
+
+def start(code, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return ended.stdout.strip()
+
+
+THREADS = """
+import torch
+
+from dsocr.common.machine import prepare_process
+
+prepare_process()
+print(torch.get_num_threads())
+"""
+# As `accelerate launch` does: it sets the variable for its child.
+LAUNCHED = f"""
+import os, subprocess, sys
+
+os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_MIXED_PRECISION="no")
+print(subprocess.run([sys.executable, "-c", {THREADS!r}], capture_output=True, text=True).stdout)
+"""
+
+
+@pytest.mark.slow
+def test_threads_that_a_person_chose_are_respected():
+    cores = len(os.sched_getaffinity(0))
+    assert start(THREADS, OMP_NUM_THREADS="1") == "1"
+    assert start(LAUNCHED) == str(cores)
+    assert start(LAUNCHED, OMP_NUM_THREADS="1") == "1"
+
+
+@pytest.mark.slow
+def test_the_first_line_that_a_newcomer_sees_is_ours():
+    code = "import dsocr; import trl; from trl import SFTTrainer; import bitsandbytes"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm_4bit" not in ended.stdout + ended.stderr

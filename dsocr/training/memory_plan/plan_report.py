@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from dsocr.common.files import load_json_of
+from dsocr.common.hub import load_json_of
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.models.config import RELEASED, model_version, native_config, released_config
 from dsocr.models.loading import TINY_BASE, load_raw_config
