@@ -52,19 +52,6 @@ def test_every_flag_of_the_table_exists():
     assert set(flags) <= known
 
 
-def test_the_memory_table_is_what_was_measured():
-    from dsocr.lab.memory_table import build_table
-
-    assert build_table(REPOSITORY / "docs") in README
-
-
-def test_the_speed_table_is_what_was_measured():
-    from dsocr.lab.tables import build_section
-
-    section = build_section(REPOSITORY / "docs")
-    assert section and section in README
-
-
 def test_the_metadata_example_is_json_with_the_three_columns():
     example = re.search(r"```json\n(.*?)\n```", README)[1]
     assert set(json.loads(example)) == {"image", "text", "page"}
