@@ -35,8 +35,6 @@ from dsocr.samples.processor import OcrProcessor
 
 def main(arguments: MergeArguments) -> None:
     logger = setup_logging(None, is_main=True)
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        raise ValueError("--push_to_hub needs --hub_model_id user/name.")
     stage = Stages(logger)
     adapter, output_dir, dtype = Path(arguments.adapter), Path(arguments.output_dir), torch.bfloat16
     name, revision = arguments.model_name_or_path, None

@@ -9,14 +9,14 @@ from pathlib import Path
 # Read by huggingface_hub when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 from helpers.paths import REPOSITORY, SHARED
-from PIL import Image, ImageDraw  # noqa: E402
+from PIL import Image, ImageDraw
 
-from dsocr.common.machine import prepare_process  # noqa: E402
-from dsocr.data.synthetic import generate_lines, write_dataset  # noqa: E402
-from dsocr.lab.tiny import build_tiny_model  # noqa: E402
+from dsocr.common.machine import prepare_process
+from dsocr.data.synthetic import generate_lines, write_dataset
+from dsocr.lab.tiny import build_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)

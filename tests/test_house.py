@@ -67,7 +67,7 @@ def test_no_circle_of_modules():
 
     for name in sorted(names):
         # A package's __init__ imports its own modules, which is how a package offers its names.
-        if not names[name].name == "__init__.py":
+        if names[name].name != "__init__.py":
             walk(name, ())
 
 

@@ -53,6 +53,10 @@ class MergeArguments:
     push_to_hub: bool = flag(False, "Upload the folder, as a private repository.")
     hub_model_id: str | None = flag(None, "user/name; needed by --push_to_hub.")
 
+    def __post_init__(self):
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+
 
 @dataclass
 class VerifyArguments:

@@ -10,6 +10,7 @@ import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from dsocr.cli.parser import RecipeParser, flag
+from dsocr.data.checking import OnBadSample
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.samples.geometry import LAYOUTS
 from dsocr.training.trackers import check_trackers
@@ -35,7 +36,7 @@ class OcrScriptArguments(ScriptArguments):
         choices=list(LAYOUTS),
     )
     prompt: str | None = flag(None, "Prompt with <image> exactly once. Default: the model's usual one.")
-    on_bad_sample: str = flag(
+    on_bad_sample: OnBadSample = flag(
         "raise",
         "What to do with a missing or damaged image, an empty or over-long text: raise, or skip and count.",
         choices=["raise", "skip"],

@@ -26,11 +26,9 @@ class _BarSafeHandler(logging.Handler):
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        # A console that is closed or full (`| head`) must not end a training run.
+        with contextlib.suppress(OSError, ValueError):
             tqdm.write(self.format(record), file=self._stream)
-        except (OSError, ValueError):
-            # A console that is closed or full (`| head`) must not end a training run.
-            pass
 
 
 def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextIO | None = None) -> logging.Logger:

@@ -248,8 +248,7 @@ class Source:
             return f"{self.name}[{position}]" if wheres is None else wheres[position][_WHERE]
 
         if chosen is not None:
-            options = {"measure": measure, "max_samples": max_samples, "progress": progress}
-            chosen = keep_usable(chosen, place, self._bad, **options)
+            chosen = keep_usable(chosen, place, self._bad, measure=measure, max_samples=max_samples, progress=progress)
         if chosen is None or not len(chosen):
             of_split = f" in split {split!r}" if split else ""
             raise ValueError(f"{self.name}: no usable sample{of_split}; {self._bad.summary()}.")

@@ -4,6 +4,7 @@ import logging
 import math
 import random
 from collections import Counter, defaultdict
+from typing import Any
 
 from datasets import Dataset
 
@@ -20,8 +21,8 @@ _CLUSTERING = 2.0
 
 
 def _known(dataset: Dataset, column: str) -> list[str] | None:
-    values = dataset[column] if column in dataset.column_names else [None]
-    return None if len(set(values)) < 2 or None in values else list(values)
+    values: list[Any] = list(dataset[column]) if column in dataset.column_names else [None]
+    return None if len(set(values)) < 2 or None in values else values
 
 
 def _page_names(dataset: Dataset) -> list[str]:

@@ -189,8 +189,8 @@ def render_line(text: str, font: str, rng: random.Random, *, size: tuple[int, in
     handwriting = font not in PRINT_FONTS
     mask = _draw_text(rng, text, font, size, handwriting)
     if not handwriting:
-        grey, ink = rng.randint(225, 255), rng.randint(0, 60)
-        page = Image.composite(Image.new("RGB", size, (ink,) * 3), Image.new("RGB", size, (grey,) * 3), mask)
+        grey, black = rng.randint(225, 255), rng.randint(0, 60)
+        page = Image.composite(Image.new("RGB", size, (black,) * 3), Image.new("RGB", size, (grey,) * 3), mask)
         return _age(rng, page) if rng.random() < 0.5 else page
     paper = _draw_paper(rng, size)
     ink = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 120))

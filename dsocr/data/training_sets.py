@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from dsocr.data.checking import BadSamples, Measure
-from dsocr.data.loading import Source, load_ocr_dataset
+from dsocr.data.loading import Source
 from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
 
 
@@ -121,14 +121,15 @@ def load_training_sets(
     Raises:
         As `load_ocr_dataset` and `split_by_page`; ValueError for a word in `options.extra` that is not NAME=PATH.
     """
-    columns = {"image_column": options.image_column, "text_column": options.text_column}
     named = dict(_parse_named_path(word) for word in options.extra)
-    found = Source(source, bad_samples, config=options.config, **columns)
+    image_column, text_column = options.image_column, options.text_column
+    found = Source(source, bad_samples, config=options.config, image_column=image_column, text_column=text_column)
     train, held_out = _divide(found, measure, options)
-    extra = {
-        name: load_ocr_dataset(path, bad_samples=bad_samples, measure=measure, **columns)
+    further = {
+        name: Source(path, bad_samples, image_column=image_column, text_column=text_column)
         for name, path in named.items()
     }
+    extra = {name: other.load(measure=measure) for name, other in further.items()}
     warn_about_width(held_out)
     logger.info("%d lines to train on, %d held out; %s", len(train), len(held_out), bad_samples.summary())
     return TrainingSets(

@@ -117,7 +117,7 @@ def examine(
         As `parse_local_rows`; ValueError when there is no row.
     """
     bad = BadSamples("skip")
-    rows = parse_local_rows(source, bad, **columns)
+    rows = list(parse_local_rows(source, bad, **columns))
     if not rows:
         raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
     where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]
@@ -131,7 +131,9 @@ def examine(
         )
     found.copies = find_copies(facts)
     found.findings += check_images(facts, where) + check_texts(texts, where)
-    splits, pages, writers = ([row.get(column) for _, row in rows] for column in ("split", "page", "writer"))
+    splits: list[str | None] = [row.get("split") for _, row in rows]
+    pages: list[str | None] = [row.get("page") for _, row in rows]
+    writers: list[str | None] = [row.get("writer") for _, row in rows]
     found.findings += check_splits(splits, pages, writers, found.copies, find_repeated(texts), where)
     sizes = [fact.size for fact in facts if fact.size is not None]
     found.summary = {
@@ -163,7 +165,10 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
     Returns:
         Findings that are no mere notes.
     """
-    texts, where, splits, pages = [], [], [], []
+    texts: list[str] = []
+    where: list[str] = []
+    splits: list[str | None] = []
+    pages: list[str | None] = []
     for name, dataset in (("train", sets.train), ("held_out", sets.held_out)):
         texts += dataset["text"]
         where += [f"{name}[{index}]" for index in range(len(dataset))]

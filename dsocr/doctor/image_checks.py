@@ -66,6 +66,14 @@ def look_at_all(paths: Sequence[str]) -> list[ImageFacts]:
         return list(tqdm(pool.map(look_at, paths), total=len(paths), desc="Looking at images", unit="img", delay=1))
 
 
+def _same_shape(first: tuple[int, int], second: tuple[int, int] | None) -> bool:
+    """Whether two images have the same ratio of width to height, within 5 %."""
+    if second is None:
+        return False
+    crossed = first[0] * second[1]
+    return abs(crossed - first[1] * second[0]) <= 0.05 * crossed
+
+
 def find_copies(facts: Sequence[ImageFacts]) -> list[list[int]]:
     """Groups of images that show the same picture.
 
@@ -88,10 +96,10 @@ def find_copies(facts: Sequence[ImageFacts]) -> list[list[int]]:
         for piece in range(pieces):
             key = (piece, fact.fingerprint >> (piece * width) & ((1 << width) - 1))
             for other in buckets[key][-50:]:
-                same_shape = abs(fact.size[0] * facts[other].size[1] - fact.size[1] * facts[other].size[0]) <= 0.05 * (
-                    fact.size[0] * facts[other].size[1]
-                )
-                if same_shape and (fact.fingerprint ^ facts[other].fingerprint).bit_count() <= SAME_PICTURE:
+                if (
+                    _same_shape(fact.size, facts[other].size)
+                    and (fact.fingerprint ^ facts[other].fingerprint).bit_count() <= SAME_PICTURE
+                ):
                     parent[root(index)] = root(other)
             buckets[key].append(index)
     groups: dict[int, list[int]] = defaultdict(list)

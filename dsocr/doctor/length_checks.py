@@ -72,7 +72,7 @@ def _summarize(geometry: ImageGeometry, sizes: Sequence[tuple[int, int]]) -> dic
 def summarize_modes(sizes: Sequence[tuple[int, int]], processor: OcrProcessor) -> dict[str, dict[str, Any]]:
     """By image mode, and by mode and layout where a layout changes something: median and largest number of image tokens,
     median stretch, median height of a line in pixels."""
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for mode in MODES[processor.version]:
         for layout in LAYOUTS:
             geometry = image_geometry(

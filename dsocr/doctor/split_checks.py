@@ -7,7 +7,7 @@ from dsocr.doctor.findings import Finding
 
 
 def _crossing(groups: Sequence[Sequence[int]], splits: Sequence[str | None]) -> list[int]:
-    rows = []
+    rows: list[int] = []
     for group in groups:
         if len({splits[index] for index in group}) > 1:
             rows += group

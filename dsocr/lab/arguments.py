@@ -20,7 +20,7 @@ class BenchmarkArguments:
         choices=list(SIZES),
     )
     version: str = flag("v1", _VERSION_HELP, choices=["v1", "v2"])
-    parts: list[str] = flag(  # noqa: RUF009 - `flag` gives a dataclass field
+    parts: list[str] = flag(
         ["training", "reading"],
         "What to measure. training: a step by part and by lever, and the data loader; reading: generation; growth: steps "
         "of growing batches, tiles and answers; loading: a checkpoint that is written first (full size: 7 GB). "

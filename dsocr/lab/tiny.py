@@ -1,6 +1,7 @@
 """Tiny random models of both architectures, for tests and for trying the recipes without a checkpoint."""
 
 import math
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders
@@ -61,7 +62,12 @@ def _sam_config(width: int, encoder_width: int) -> dict:
 
 def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, layers: int):
     text, sam = _text_config(vocabulary, width, layers), _sam_config(sam_width, width)
-    encoder = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     if version == "v2":
         encoder |= {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
         vision = {"sam_config": sam, "encoder_config": encoder}
@@ -149,7 +155,7 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}
     merges = []
     for letter in RUSSIAN:
-        first, second = splitter.pre_tokenize_str(letter)[0][0]
+        first, second = list(splitter.pre_tokenize_str(letter)[0][0])
         merges.append((first, second))
         vocabulary[first + second] = len(vocabulary)
     backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))

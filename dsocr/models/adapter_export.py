@@ -73,7 +73,7 @@ def upstream_adapter(model: PreTrainedModel, stored: dict[str, torch.Tensor], pa
         ValueError: naming a layer that upstream has fused with others.
     """
     both = len({parameter.rpartition(".")[2] for parameter in parameters}) == 2
-    exported = {}
+    exported: dict[str, torch.Tensor] = {}
     for key, tensor in stored.items():
         layer, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
         stacked = _STACKED.fullmatch(layer)

@@ -61,8 +61,8 @@ class KeywordGuard:
         self.renamed: Counter[str] = Counter()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        accepted = accepted_keywords(type(module))
-        cleaned = {}
+        accepted = accepted_keywords(module.__class__)
+        cleaned: dict[str, Any] = {}
         for name, value in kwargs.items():
             if name in accepted:
                 self._put(cleaned, name, value)

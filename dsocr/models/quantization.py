@@ -6,6 +6,7 @@ Never pass such a model to PEFT's `prepare_model_for_kbit_training`: it would up
 
 import copy
 import logging
+from typing import Any
 
 import bitsandbytes
 import torch
@@ -91,7 +92,7 @@ class _Quantize(ConversionOps):
         self.hf_quantizer = hf_quantizer
 
     def convert(self, input_dict, full_layer_name=None, model=None, **kwargs):
-        packed = {}
+        packed: dict[str, Any] = {}
         for name, value in input_dict.items():
             module, weight_name = get_module_from_name(model, name)
             if not isinstance(module, Experts4bit):
@@ -218,7 +219,7 @@ def weight_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.quant_state is not None:
-            tensors += [tensor for tensor in _state_tensors(module.weight.quant_state)]
+            tensors += list(_state_tensors(module.weight.quant_state))
     unique = {id(tensor): tensor for tensor in tensors}
     return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
 

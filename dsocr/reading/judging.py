@@ -180,8 +180,8 @@ def log_judged(judged: dict[str, Any]) -> None:
     first = next(iter(judged["readers"]))
     for name, difference in judged["differences"].items():
         verdict = "clear" if difference["is_clear"] else "not clear on so few lines"
-        row = (name, first, difference["cer"], difference["low"], difference["high"], verdict)
-        logger.info("CER of %s minus %s: %+.3f (%+.3f to %+.3f), %s", *row)
+        figures = (difference["cer"], difference["low"], difference["high"])
+        logger.info("CER of %s minus %s: %+.3f (%+.3f to %+.3f), %s", name, first, *figures, verdict)
 
 
 def write_judged(output_dir: str | Path, judged: dict[str, Any], **fields: Any) -> Path:

@@ -27,7 +27,8 @@ class _StreamWriter:
         self._path = output
         if output:
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-        self._stream: TextIO = open(output, "w", encoding="utf-8") if output else sys.stdout
+        # Open for the whole run, page by page; `close` ends it.
+        self._stream: TextIO = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
 
     def _put(self, text: str) -> None:
         self._stream.write(text)

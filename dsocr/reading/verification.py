@@ -100,7 +100,8 @@ def verify_checkpoint(
     """
     if (image is None) is not (text is None):
         raise ValueError("--image and --text go together: the loss needs to know what the line says.")
-    image, text = (str(SAMPLE_IMAGE), SAMPLE_TEXT) if image is None else (image, text)
+    if image is None or text is None:
+        image, text = str(SAMPLE_IMAGE), SAMPLE_TEXT
     base, adapter = name, None
     if (Path(name) / "adapter_config.json").is_file():
         adapter = name

@@ -37,7 +37,7 @@ def _environment():
     templates = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if ".j2" in file.name}
     environment = Environment(
         loader=DictLoader(templates),
-        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

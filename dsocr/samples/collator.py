@@ -56,8 +56,8 @@ class OcrCollator:
             return source
         name = image_name(source)
         varied = augment_image(open_image(source), random.Random(f"{self.seed}/{self.epoch}/{name}/{text}"))
-        # For messages.
-        varied.filename = name
+        # For messages: `image_name` finds it there.
+        setattr(varied, "filename", name)  # noqa: B010
         return varied
 
     def _features(self, rows: list[dict[str, Any]]) -> list[ImageFeatures | None]:

@@ -62,10 +62,10 @@ def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str) -> Datas
         column: Name of the new column.
     """
     if PROMPT_TOKENS in dataset.column_names:
-        counts = zip(dataset[PROMPT_TOKENS], dataset[ANSWER_TOKENS], strict=True)
+        counts = list(zip(dataset[PROMPT_TOKENS], dataset[ANSWER_TOKENS], strict=True))
     else:
         measured = map(SampleMeter(processor), dataset)
-        counts = ((row[PROMPT_TOKENS], row[ANSWER_TOKENS]) for row in measured)
+        counts = [(row[PROMPT_TOKENS], row[ANSWER_TOKENS]) for row in measured]
     return dataset.add_column(column, [prompt + answer for prompt, answer in counts])
 
 

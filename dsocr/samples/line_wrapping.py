@@ -4,6 +4,7 @@ A line of 1024x96 pixels fills 9 % of a square view. Broken into three rows it f
 same number of image tokens. The rows are cut where the least ink is, so that few letters are cut in two.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -68,8 +69,8 @@ def wrap_line(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     if rows == 1:
         return image
     cuts = choose_cuts(image, rows)
-    widest = max(right - left for left, right in zip(cuts, cuts[1:], strict=False))
+    widest = max(right - left for left, right in itertools.pairwise(cuts))
     canvas = Image.new("RGB", (widest, rows * image.height), colour)
-    for row, (left, right) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for row, (left, right) in enumerate(itertools.pairwise(cuts)):
         canvas.paste(image.crop((left, 0, right, image.height)), (0, row * image.height))
     return canvas

@@ -80,7 +80,7 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path) -> str | No
             )
         logger.info("resuming from %s", checkpoint)
         return str(checkpoint)
-    checkpoint = Path(value)
+    checkpoint = Path(str(value))
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {value}: there is no such folder.")
     defect = find_defect(checkpoint)

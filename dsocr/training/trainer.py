@@ -16,6 +16,7 @@ from dsocr.models.freezing import bare_model
 from dsocr.reading.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.reading.generation import ReadingOptions
 from dsocr.report.pictures import draw_examples
+from dsocr.samples.collator import OcrCollator
 from dsocr.samples.lengths import add_lengths
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.building import build_feature_cache
@@ -60,6 +61,8 @@ class OcrTrainer(SFTTrainer):
         identity: What stands in `dsocr_adapter.json` beside every saved adapter.
         **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
     """
+
+    data_collator: OcrCollator
 
     def __init__(
         self, *, reading: ReadingOptions = ReadingOptions(), identity: AdapterIdentity | None = None, **kwargs

@@ -161,7 +161,7 @@ def test_flags_that_would_be_ignored_or_fail_later_are_refused(argv, words, caps
 
 
 def test_qlora_changes_defaults_and_nothing_else():
-    script, training, model = parse_arguments([], qlora=True)
+    _script, training, model = parse_arguments([], qlora=True)
     assert (model.load_in_4bit, model.use_bnb_nested_quant, model.bnb_4bit_quant_type) == (True, True, "nf4")
     assert (training.activation_checkpointing, training.per_device_train_batch_size) == (True, 1)
     assert parse_arguments([])[2].load_in_4bit is False

@@ -48,7 +48,7 @@ def test_this_projects_own_checks_are_explained_and_others_keep_their_trace():
     with pytest.raises(ValueError, match="invalid literal"), explained(advice):
         int("x")
     with pytest.raises(ZeroDivisionError), explained(advice):
-        1 / 0
+        _ = 1 / 0
     assert issubclass(BadSampleError, ValueError)
 
 

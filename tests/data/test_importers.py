@@ -115,8 +115,8 @@ def test_alto_in_tenths_of_millimetres_is_scaled_by_its_page(page):
     for name in ("HPOS", "VPOS"):
         doubled = doubled.replace(f'{name}="30"', f'{name}="60"')
     (page.parent / "b.xml").write_text(doubled.replace('HEIGHT="40"', 'HEIGHT="80"'), encoding="utf-8")
-    first, _ = prepare(page.parent / "a.xml", page.parent / "out_a")
-    second, _ = prepare(page.parent / "b.xml", page.parent / "out_b")
+    _first, _ = prepare(page.parent / "a.xml", page.parent / "out_a")
+    _second, _ = prepare(page.parent / "b.xml", page.parent / "out_b")
     pictures = [Image.open(page.parent / f"out_{x}" / "images" / "0000000.png") for x in "ab"]
     assert pictures[0].size == (190, 40) and np.array_equal(*map(np.asarray, pictures))
 

@@ -1,20 +1,14 @@
-"""The pages of measurements show what was measured, and name commands that exist."""
-
-import re
-import shlex
+"""Results of measurements, and the pages that show them."""
 
 import pytest
 import torch
 from helpers.paths import REPOSITORY
 
-from dsocr.cli.parser import parse_recipe
-from dsocr.lab.arguments import BenchmarkArguments, MemoryArguments
 from dsocr.lab.memory import PRECISIONS
 from dsocr.lab.tables import build_section, fill_page, save_result
 
 
 DOCS = REPOSITORY / "docs"
-ARGUMENTS = {"benchmark": BenchmarkArguments, "measure_memory": MemoryArguments}
 
 
 @pytest.mark.parametrize("kind", ["speed", "memory"])
@@ -23,18 +17,6 @@ def test_a_page_holds_what_was_measured(kind):
     assert section.count("\n| ") >= 4
     page = (DOCS / f"{kind}.md").read_text(encoding="utf-8")
     assert f"<!-- {kind} table -->\n{section}\n<!-- end of {kind} table -->" in page
-
-
-@pytest.mark.parametrize("kind", ["speed", "memory"])
-def test_the_measuring_commands_of_a_page_parse(kind):
-    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / f"{kind}.md").read_text(encoding="utf-8"), re.S)
-    words = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    found = [line for line in words if any(f"recipes/{name}.py" in line for name in ARGUMENTS)]
-    assert found
-    for line in found:
-        name = next(name for name in ARGUMENTS if f"recipes/{name}.py" in line)
-        assert (REPOSITORY / "recipes" / f"{name}.py").is_file()
-        parse_recipe(ARGUMENTS[name], line[line.index(f"recipes/{name}.py") + 1 :], None)
 
 
 def result(**changes):

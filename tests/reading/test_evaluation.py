@@ -67,6 +67,8 @@ def test_shuffled_images_show_each_line_another_ones_image(tiny_v1, rows):
     shown = dict(zip(dataset["image"], (row["image"] for row in rows[:4]), strict=True))
 
     class Opened(dict):
+        column_names = ("image", "text")
+
         def __getitem__(self, key):
             value = super().__getitem__(key)
             return [shown[name] for name in value] if key == "image" else value

@@ -254,7 +254,7 @@ def test_merging_through_the_recipe(adapter, tmp_path):
         refused.returncode == 1 and "Merge the adapter instead" in refused.stdout and "Traceback" not in refused.stdout
     )
     pushed = start_recipe("merge", adapter, "--output_dir", tmp_path / "x", "--push_to_hub")
-    assert pushed.returncode == 1 and "--hub_model_id" in pushed.stdout
+    assert pushed.returncode == 2 and "--hub_model_id" in pushed.stderr
 
 
 def test_the_runs_model_card_has_what_the_hub_reads(adapter):

@@ -1,38 +1,72 @@
-"""What the README says to type works."""
+"""What the pages say to type works."""
 
 import json
 import re
 import shlex
+import subprocess
+from dataclasses import fields
 
 import pytest
 from helpers.paths import REPOSITORY
+from helpers.recipes import load_recipe
+from PIL import Image
+from trl import ScriptArguments
 
+import dsocr
 from dsocr.cli.parser import parse_recipe
 from dsocr.cli.reading import EvaluateArguments, TranscribeArguments
-from dsocr.cli.training import parse_arguments
+from dsocr.cli.tools import (
+    CheckArguments,
+    MergeArguments,
+    PrepareArguments,
+    ReportArguments,
+    SyntheticArguments,
+    VerifyArguments,
+)
+from dsocr.cli.training import OcrScriptArguments, build_parser, parse_arguments
+from dsocr.lab.arguments import BenchmarkArguments, MemoryArguments
+from dsocr.models.loading import TINY_BASE
 
 
+KINDS = {
+    "benchmark": BenchmarkArguments,
+    "check_data": CheckArguments,
+    "evaluate": EvaluateArguments,
+    "make_synthetic": SyntheticArguments,
+    "measure_memory": MemoryArguments,
+    "merge": MergeArguments,
+    "prepare_data": PrepareArguments,
+    "report": ReportArguments,
+    "transcribe": TranscribeArguments,
+    "verify_checkpoint": VerifyArguments,
+}
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+def commands() -> list[tuple[str, str]]:
+    """Every command line of every page, with the page's name."""
+    found = []
+    for page in PAGES:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        found += [(page.name, line.strip()) for line in lines]
+    return found
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_command_names_files_and_flags_that_exist(command):
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_every_command_names_files_and_flags_that_exist(page, command):
     for part in command.split("&&"):
         words = shlex.split(part)
-        for kind, recipe in ((EvaluateArguments, "evaluate"), (TranscribeArguments, "transcribe")):
-            if f"recipes/{recipe}.py" in words:
-                parse_recipe(kind, words[words.index(f"recipes/{recipe}.py") + 1 :], None)
         for word in words:
             if word.endswith((".py", ".yaml", ".txt")):
                 assert (REPOSITORY / word).is_file(), word
-        for recipe in ("sft_lora", "qlora"):
-            if f"recipes/{recipe}.py" in words:
-                parse_arguments(words[words.index(f"recipes/{recipe}.py") + 1 :], qlora=recipe == "qlora")
+        for script in (word for word in words if word.startswith("recipes/") and word.endswith(".py")):
+            name, rest = script.removeprefix("recipes/").removesuffix(".py"), words[words.index(script) + 1 :]
+            if name in ("sft_lora", "qlora"):
+                parse_arguments(rest, qlora=name == "qlora")
+            else:
+                parse_recipe(KINDS[name], rest, None)
 
 
 def test_ci_finds_exactly_one_test_command_and_one_main_job():
@@ -42,14 +76,22 @@ def test_ci_finds_exactly_one_test_command_and_one_main_job():
     assert "README.md" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_every_flag_of_the_table_exists():
-    table = README.split("| flag | what it does |")[1].split("\n\n")[0]
-    flags = re.findall(r"`(--\w+)", table)
-    assert len(flags) >= 9
-    from dsocr.cli.training import build_parser
+def test_the_readme_fits_on_a_screen():
+    assert len(README.splitlines()) <= 150
 
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    assert set(flags) <= known
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_flags_of_the_training_page_are_all_there_are():
+    table = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8").split("| flag | what it does |")[1]
+    shown = set(re.findall(r"--(\w+)", table.split("\n\n")[0]))
+    known = {action.dest for action in build_parser()._actions}
+    ours = {field.name for field in fields(OcrScriptArguments)} - {field.name for field in fields(ScriptArguments)}
+    assert shown <= known and ours <= shown
 
 
 def test_the_metadata_example_is_json_with_the_three_columns():
@@ -58,8 +100,6 @@ def test_the_metadata_example_is_json_with_the_three_columns():
 
 
 def test_python_names_of_the_readme_exist():
-    import dsocr
-
     for name in re.findall(r"dsocr\.(\w+)\(", README.split("```python")[1]):
         assert hasattr(dsocr, name), name
     for name in dsocr.__all__:
@@ -75,8 +115,6 @@ def test_every_accelerate_config_says_when_to_use_it():
 
 def test_nothing_of_this_machine_is_named():
     """No path of a machine and no package index in what is shipped; no torchvision, no remote code."""
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     names = [
         name for name in listed.stdout.splitlines() if name.endswith((".py", ".md", ".yaml", ".cfg", ".txt", ".toml"))
@@ -85,7 +123,7 @@ def test_nothing_of_this_machine_is_named():
         pytest.skip("not a git checkout")
     for name in names:
         text = (REPOSITORY / name).read_text(encoding="utf-8-sig")
-        assert not re.search(r"--(extra-)?index-url|/work/|/root/", text) or name == "tests/test_readme.py", name
+        assert not re.search(r"--(extra-)?index-url|/work/|/root/", text) or name == "tests/recipes/test_pages.py", name
         if name.startswith(("dsocr/", "recipes/")):
             assert "import torchvision" not in text and "trust_remote_code=True" not in text, name
 
@@ -98,11 +136,6 @@ def notebook_commands() -> list[list[str]]:
 
 def test_the_notebook_page_works_from_photographs_to_a_merged_model(tmp_path, monkeypatch, lines):
     """Every command of docs/notebook.md, in its order, with the tiny model and made-up pages."""
-    from helpers.recipes import load_recipe
-    from PIL import Image
-
-    from dsocr.models.loading import TINY_BASE
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
     corners = [(10, 10 + 60 * row) for row in range(4)]
@@ -144,7 +177,7 @@ def test_the_notebook_page_works_from_photographs_to_a_merged_model(tmp_path, mo
                 del words[position : position + 2]
             recipe.run([*words, *([] if "--plan" in words else quick)])
         else:
-            recipe.main(recipe.build_parser().parse_args(words))
+            recipe.main(parse_recipe(KINDS[name], words, None))
         done.append(name)
     assert done == ["transcribe"] * 2 + ["sft_lora"] * 2 + ["evaluate", "transcribe", "report", "merge"]
     for path in (

@@ -26,9 +26,9 @@ class _Addresses(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
-            if name in ("src", "href", "xlink:href", "action", "poster", "srcset") and value:
-                if not value.startswith(("data:", "#")):
-                    self.found.append(value)
+            fetched_by = name in ("src", "href", "xlink:href", "action", "poster", "srcset")
+            if fetched_by and value and not value.startswith(("data:", "#")):
+                self.found.append(value)
         if tag in ("link", "iframe", "object", "embed"):
             self.found.append(tag)
 
@@ -131,7 +131,7 @@ def test_an_evaluation_report(tmp_path):
     texts = ["Dear sir", "милый дом", "1905"]
     images = [Image.new("RGB", (90, 30), "white")] * 3
     dataset = Dataset.from_dict({"text": texts, "page": ["1", "1", "2"]})
-    judged = judge(dataset, {"base": ["Deer sir", "милый дам", "1905"], "adapter": texts[:2] + ["1906"]})
+    judged = judge(dataset, {"base": ["Deer sir", "милый дам", "1905"], "adapter": [*texts[:2], "1906"]})
     assert set(judged["readers"]["base"]["by_page"]) == {"1", "2"}
     assert judged["differences"]["adapter"]["cer"] < 0
     write_judged(tmp_path, judged, settings={"dataset": "lines", "model": "m", "image_mode": "base"}, adapter="a")

@@ -60,7 +60,7 @@ def test_pixels_are_in_the_models_type_and_range(tiny_v1, rows):
     for dtype in (torch.float32, torch.bfloat16):
         batch = OcrCollator(tiny_v1[1], dtype=dtype)(rows[:3])
         assert batch["pixel_values"].dtype == batch["pixel_values_local"].dtype == dtype
-        assert -1 <= batch["pixel_values"].min() and batch["pixel_values"].max() <= 1
+        assert batch["pixel_values"].min() >= -1 and batch["pixel_values"].max() <= 1
 
 
 def test_an_overlong_sample_is_refused_with_its_name_and_both_lengths(tiny_v1, line_folder):
@@ -93,7 +93,7 @@ def test_memory_stays_flat_over_5000_samples(tmp_path):
     loader = DataLoader(lines * 250, batch_size=8, collate_fn=OcrCollator(processor))
     tracemalloc.start()
     measured = []
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(loader):  # noqa: B007
         if step % 125 == 124:
             gc.collect()
             # numpy and Python; torch's own tensors are counted one by one.

@@ -1,5 +1,7 @@
 """Line-aware layouts: nothing of a line is lost, letters keep their shape, upstream's own layout is untouched."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
@@ -45,7 +47,7 @@ def test_a_line_is_cut_between_its_words_and_nothing_is_lost(line):
     assert ink(wrapped) == ink(line)
     # The rows stand in reading order, each as high as the line.
     assert wrapped.height == rows * line.height
-    for row, (left, right) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for row, (left, right) in enumerate(itertools.pairwise(cuts)):
         part = wrapped.crop((0, row * 100, right - left, (row + 1) * 100))
         assert np.array_equal(np.asarray(part), np.asarray(line.crop((left, 0, right, 100))))
 

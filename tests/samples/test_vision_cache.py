@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_an_image_that_changes_is_noticed(tmp_path, dataset):
 
 
 def test_images_as_bytes(tmp_path, dataset):
-    contents = [{"bytes": open(path, "rb").read(), "path": None} for path in dataset["image"]]
+    contents = [{"bytes": Path(path).read_bytes(), "path": None} for path in dataset["image"]]
     hub = Dataset.from_dict({"image": contents, "text": dataset["text"]})
     model = build_tiny_model("v1")
     features = build(model, hub, memory(tmp_path))

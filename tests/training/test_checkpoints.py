@@ -53,7 +53,7 @@ def test_a_half_written_one_is_skipped_with_a_warning(tmp_path, caplog, defect):
 def test_true_means_the_newest(tmp_path, caplog, value):
     newest = write_checkpoint(tmp_path, 3)
     with caplog.at_level("INFO"):
-        assert resolve_resume(value, tmp_path) == newest
+        assert resolve_resume(value, tmp_path) == str(newest)
     assert "resuming from" in caplog.text
 
 
@@ -66,7 +66,7 @@ def test_nothing_means_a_fresh_start(tmp_path, value):
 def test_a_path_and_errors(tmp_path):
     path = write_checkpoint(tmp_path, 3)
     assert find_defect(path) is None
-    assert resolve_resume(str(path), "elsewhere") == path
+    assert resolve_resume(str(path), "elsewhere") == str(path)
     with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
         resolve_resume("true", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such folder"):

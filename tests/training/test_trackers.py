@@ -61,7 +61,7 @@ class _Fake:
     def log_artifact(self, path, artifact_path):
         self.given.append({"path": path, "artifact_path": artifact_path})
 
-    def Image(self, path):  # noqa: N802
+    def Image(self, path):
         return ("image", path)
 
 

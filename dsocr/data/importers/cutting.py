@@ -79,7 +79,8 @@ def paper_colour(pixels: np.ndarray) -> tuple[int, int, int]:
     """The colour of the paper: the median of the brighter half of `[n, 3]` pixels."""
     brightness = pixels.sum(axis=1)
     bright = pixels[brightness >= np.median(brightness)]
-    return tuple(int(value) for value in np.median(bright, axis=0))
+    red, green, blue = (int(value) for value in np.median(bright, axis=0))
+    return red, green, blue
 
 
 def cut_line(page: Image.Image, line: AnnotatedLine, scale: tuple[float, float], *, margin: float = 0.0) -> Image.Image:

@@ -1,6 +1,7 @@
 """Reading XML from strangers: no document types, no entities, nothing from outside."""
 
 from pathlib import Path
+from typing import Any
 
 from lxml import etree
 
@@ -29,7 +30,8 @@ def parse_xml(path: Path) -> etree._Element:
         tree = etree.parse(str(path), parser)
     except (etree.XMLSyntaxError, OSError) as error:
         raise XmlError(f"{path}: not well-formed XML ({error}).") from error
-    if tree.docinfo.doctype:
+    docinfo: Any = tree.docinfo
+    if docinfo.doctype:
         raise XmlError(f"{path}: has a document type declaration, which may hold entities; remove it.")
     return tree.getroot()
 

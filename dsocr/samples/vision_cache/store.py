@@ -6,6 +6,7 @@ import time
 import uuid
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -109,7 +110,8 @@ class DiskStore:
         Raises:
             OSError: when the disk is full or the folder cannot be written.
         """
-        tensors, entries = {}, {}
+        tensors: dict[str, torch.Tensor] = {}
+        entries: dict[str, str] = {}
         for key, features in items.items():
             tensors |= {f"{key}.global": features.global_view, f"{key}.tiles": features.tiles}
             entries[key] = f"{features.grid[0]} {features.grid[1]} {features.n_tokens}"

@@ -62,7 +62,7 @@ class PlanReport:
             "generation in evaluation": plan.evaluation_bytes,
         }
         shown += [f"  {_gb(size)}  {name}" for name, size in stays.items()]
-        largest = max(phases, key=phases.get)
+        largest = max(phases, key=lambda name: phases[name])
         shown += [f"  {_gb(size)}  {'+' if name == largest else ' '} {name}" for name, size in phases.items()]
         shown.append(f"  {_gb(plan.peak_bytes)}  peak: the first four and the largest phase (+)")
         reserve = f"{RESERVED_BYTES / 1e9:.2f} GB reserved for CUDA and rounding, an assumption"
