@@ -1,80 +1,72 @@
-"""Measure what loading and a training step cost in bf16, in 4 bit as others do it, and in 4 bit here.
+"""Measure the memory of loading and of a training step: in bf16, in 4 bit as bitsandbytes does it, and in 4 bit here.
 
-    python recipes/measure_memory.py --size full --output_dir outputs/memory --readme README.md
+    python recipes/measure_memory.py --size tiny    # a trial of a minute
+    python recipes/measure_memory.py --docs docs
 
-Random weights in the released shapes (nothing is downloaded; 7 GB on disk), on the GPU if there is one, else on the CPU.
-Each precision runs in a process of its own. Writes memory_cpu.json or memory_gpu.json to --results and, with --readme,
-fills the table in that file. --size tiny tries it in a minute.
+The model has random weights in the released shapes (nothing is downloaded; 7 GB on disk) and runs on the GPU if there is
+one, else on the CPU. Each precision is measured in a process of its own. The results go to memory_cpu.json or
+memory_gpu.json in --output_dir; with --docs they go to that folder, whose memory.md shows them. docs/memory.md explains
+the columns.
 """
 
-import argparse
-import dataclasses
-import json
+import sys
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
+from dsocr.cli.parser import parse_recipe
 from dsocr.common.errors import explained
-from dsocr.common.logs import setup_logging
+from dsocr.common.logs import Stages, setup_logging
 from dsocr.common.machine import describe_machine, prepare_process
-from dsocr.lab.memory import VARIANTS, run_in_process
-from dsocr.lab.memory_table import results_path, update_readme
-from dsocr.lab.random_models import write_random_checkpoint
-from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
-from dsocr.models.config import released_config
-from dsocr.samples.geometry import image_geometry
+from dsocr.lab.arguments import MemoryArguments
+from dsocr.lab.memory import IMAGE_MODE, PRECISIONS, STEPS, measure_in_process, memory_step
+from dsocr.lab.random_models import sized_config, sized_processor, write_random_checkpoint
+from dsocr.lab.tables import describe_memory, fill_page, save_result
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: MemoryArguments) -> None:
     logger = setup_logging(arguments.output_dir, is_main=True)
-    tiny = arguments.size == "tiny"
-    config = build_tiny_model(arguments.version)[0].config if tiny else released_config(arguments.version)
-    sizes = {"size_divisor": SIZE_DIVISOR, "patch_size": PATCH_SIZE} if tiny else {}
-    geometry = image_geometry(arguments.version, arguments.image_mode, **sizes)
-    logger.info("writing random weights ...")
-    checkpoint = write_random_checkpoint(config, Path(arguments.output_dir) / f"{arguments.version}_{arguments.size}")
-    step = {"batch_size": arguments.batch_size, "answer_tokens": arguments.answer_tokens, "steps": arguments.steps}
+    stage = Stages(logger)
+    if arguments.docs:
+        # Filled now too, so that a folder without the page is refused before the measuring and not after it.
+        fill_page(arguments.docs, "memory")
+
+    ################
+    # Model
+    ################
+    options = memory_step(sized_processor(arguments.size, arguments.version, IMAGE_MODE).geometry)
+    with stage("writing random weights"):
+        folder = Path(arguments.output_dir) / f"{arguments.version}_{arguments.size}"
+        write_random_checkpoint(sized_config(arguments.size, arguments.version), torch.bfloat16, folder)
+
+    ################
+    # Precisions
+    ################
     rows = {}
-    for variant in tqdm(arguments.variants, desc="Measuring"):
-        task = {"folder": str(checkpoint), "variant": variant, "geometry": dataclasses.asdict(geometry), "step": step}
-        task["card_gib"] = arguments.card_gib
-        rows[variant] = run_in_process(task) | run_in_process({"variant": variant})
-        logger.info("%s: %s", VARIANTS[variant], rows[variant])
+    for name in PRECISIONS:
+        with stage(PRECISIONS[name].title):
+            rows[name] = measure_in_process(name, folder, options, arguments.card_gib)
+        logger.info("%s: %s", PRECISIONS[name].title, rows[name])
+
+    ################
+    # Results
+    ################
     machine = describe_machine()
-    described = (
-        f"{arguments.version} {arguments.size} size, random weights, image mode {arguments.image_mode}, batch "
-        f"{arguments.batch_size}, {arguments.answer_tokens} answer tokens, LoRA r 16, checkpointing, median of "
-        f"{arguments.steps} steps"
-    )
-    hardware = f"{machine['device']}, torch {machine['torch']}, bitsandbytes {machine['bitsandbytes']}"
+    result = {
+        "hardware": f"{machine['device']}, torch {machine['torch']}, bitsandbytes {machine['bitsandbytes']}",
+        "machine": machine,
+        "step": options.to_dict() | {"size": arguments.size, "repeats": STEPS},
+        "rows": rows,
+    }
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    path = results_path(arguments.results or arguments.output_dir, device)
-    content = {"hardware": hardware, "step": described, "machine": machine, "rows": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    logger.info("results in %s", path)
-    if arguments.readme:
-        update_readme(arguments.readme, path.parent)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="full", choices=["tiny", "full"], help="released shapes, or the tiny model's")
-    parser.add_argument("--version", default="v1", choices=["v1", "v2"])
-    parser.add_argument("--image_mode", default="base", help="default: %(default)s")
-    parser.add_argument("--batch_size", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--answer_tokens", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not; default: %(default)s")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--card_gib", type=float, help="on a GPU: allow no more memory than such a card would have")
-    parser.add_argument("--output_dir", default="outputs/memory", help="random weights and log; default: %(default)s")
-    parser.add_argument("--results", help="folder of memory_<device>.json; default: --output_dir")
-    parser.add_argument("--readme", help="a Markdown file whose memory table is to be filled")
-    return parser
+    print(describe_memory({device: result}))
+    logger.info("results in %s", save_result(arguments.docs or arguments.output_dir, "memory", result))
+    if arguments.docs:
+        logger.info("tables in %s", fill_page(arguments.docs, "memory"))
 
 
 if __name__ == "__main__":
     prepare_process()
+    arguments = parse_recipe(MemoryArguments, sys.argv[1:], __doc__)
     with explained():
-        main(build_parser().parse_args())
+        main(arguments)

@@ -1,7 +1,8 @@
-"""Floating-point operations that the mathematics of a step needs, and how many a device can do.
+"""Floating-point operations of a training step, and the rate of operations that a device reaches.
 
-A multiplication and its addition count as two. What is computed twice (checkpointing) or thrown away (padding, positions
-whose loss nobody wants) counts nothing, so that the share of a device's rate is honest.
+A multiplication and its addition count as two operations. Only the work that the mathematics needs is counted: a second
+computation (checkpointing) and discarded results (padding, the vocabulary at positions without a label) count nothing.
+Otherwise a wasteful step would show a better share of the device's rate.
 """
 
 import statistics
@@ -13,8 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from dsocr.lab.random_models import StepOptions
 from dsocr.models.loading import find_model_class
 from dsocr.samples.geometry import ImageGeometry
+
+
+# Side of the square matrices whose product is timed, by kind of device: large enough to keep it busy.
+MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}
+_PRODUCTS = 7
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,8 @@ class StepFlops:
 
     Attributes:
         vision: Tower and projector, forward.
-        language: Language model, forward and backward: with frozen weights the backward pass of a product costs as much
-            as its forward pass, that of attention scores twice. LoRA's own products, under 1 %, are left out.
+        language: Language model, forward and backward. With frozen weights the backward pass of a product costs as much
+            as its forward pass, and that of attention scores twice as much. LoRA's own products, under 1 %, are left out.
         head: Projection of the answers onto the vocabulary, forward and backward.
     """
 
@@ -38,7 +45,7 @@ class StepFlops:
 
 
 def count_vision_flops(config: PreTrainedConfig, geometry: ImageGeometry, size: tuple[int, int]) -> int:
-    """Forward operations of tower and projector for one image, counted on a model without memory."""
+    """Forward operations of tower and projector for one image, counted on a model on the meta device."""
     config = type(config).from_dict(config.to_dict())
     config._attn_implementation = "eager"
     with torch.device("meta"), no_init_weights():
@@ -52,7 +59,7 @@ def count_vision_flops(config: PreTrainedConfig, geometry: ImageGeometry, size: 
 
 
 def _language_flops(config: PreTrainedConfig, length: int) -> tuple[int, int]:
-    """Forward operations of the decoder layers for one sequence: in products with weights, and in attention scores."""
+    """Forward operations of the decoder layers for one sequence: those with weights, and those of attention scores."""
     text = config.get_text_config()
     hidden, layers = text.hidden_size, text.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
@@ -66,33 +73,22 @@ def _language_flops(config: PreTrainedConfig, length: int) -> tuple[int, int]:
     return weights, layers * 4 * queries * length * length
 
 
-def count_step_flops(
-    config: PreTrainedConfig, geometry: ImageGeometry, *, size: tuple[int, int], batch_size: int, answer_tokens: int
-) -> StepFlops:
-    """Operations of one training step.
-
-    Args:
-        config: Native config.
-        geometry: Image geometry.
-        size: Width and height of every image.
-        batch_size: Samples.
-        answer_tokens: Length of every answer, eos included.
-    """
-    text = config.get_text_config()
-    weights, scores = _language_flops(config, 1 + geometry.count_tokens(*size) + answer_tokens)
-    head = 2 * 2 * answer_tokens * text.hidden_size * text.vocab_size
-    vision = count_vision_flops(config, geometry, size)
+def count_step_flops(config: PreTrainedConfig, options: StepOptions) -> StepFlops:
+    """Operations of one training step of a native model with that config."""
+    text, tokens = config.get_text_config(), options.geometry.count_tokens(*options.image_size)
+    weights, scores = _language_flops(config, 1 + tokens + options.answer_tokens)
+    head = 2 * 2 * options.answer_tokens * text.hidden_size * text.vocab_size
+    vision = count_vision_flops(config, options.geometry, options.image_size)
+    batch_size = options.batch_size
     return StepFlops(batch_size * vision, batch_size * (2 * weights + 3 * scores), batch_size * head)
 
 
-def measure_matrix_rate(
-    device: torch.device, dtype: torch.dtype, *, side: int | None = None, repeats: int = 7
-) -> float:
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large square product on a device, the median of several."""
-    side = side or (8192 if device.type == "cuda" else 2048)
+    side = MATRIX_SIDES[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(_PRODUCTS + 1):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()

@@ -1,52 +1,68 @@
-"""What loading and a training step really cost in each precision, on whatever device is at hand."""
+"""The memory that loading and a training step take in each precision, beside the memory plan, on the device at hand."""
 
 import gc
 import itertools
-import json
 import statistics
-import subprocess
-import sys
 import threading
-import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
+from transformers.utils.logging import disable_progress_bar
 
+from dsocr.common.logs import setup_logging
+from dsocr.common.machine import prepare_process
 from dsocr.data.synthetic import generate_lines
-from dsocr.lab.random_models import random_batch
+from dsocr.lab.random_models import StepOptions
 from dsocr.lab.tiny_training import EVALUATION_SEED, evaluate_lines
-from dsocr.models import freeze_vision, load_model, native_config
+from dsocr.lab.training_step import TrainingStep
+from dsocr.models import load_model, native_config
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.loading import TINY_BASE, find_model_class, load_raw_config
 from dsocr.models.quantization import OcrQuantizationConfig, weight_bytes
 from dsocr.samples.geometry import ImageGeometry
 from dsocr.samples.processor import OcrProcessor
-from dsocr.training.memory_plan.live_memory import LiveMemory
 from dsocr.training.memory_plan.plan import largest_image, plan_memory
 from dsocr.training.memory_plan.settings import MemorySettings
 
 
-VARIANTS = {
-    "bf16": "bf16 LoRA",
-    "bnb": "4 bit as bitsandbytes does it",
-    "4bit": "4 bit here",
-    "4bit_vision": "4 bit here, vision too",
+@dataclass(frozen=True)
+class Precision:
+    """One way to hold the weights; the fields have their meaning in `MemorySettings`."""
+
+    title: str
+    load_in_4bit: bool = False
+    quantize_vision: bool = False
+    quantize_experts: bool = True
+
+
+PRECISIONS = {
+    "bf16": Precision("bf16 LoRA"),
+    "bnb": Precision("4 bit as bitsandbytes does it", load_in_4bit=True, quantize_vision=True, quantize_experts=False),
+    "4bit": Precision("4 bit here", load_in_4bit=True),
+    "4bit_vision": Precision("4 bit here, vision too", load_in_4bit=True, quantize_vision=True),
 }
-_SETTINGS = {
-    "bf16": {},
-    "bnb": {"load_in_4bit": True, "quantize_vision": True, "quantize_experts": False},
-    "4bit": {"load_in_4bit": True},
-    "4bit_vision": {"load_in_4bit": True, "quantize_vision": True},
-}
+IMAGE_MODE = "base"
+# The smallest step there is, because whoever measures memory has little: one line of text, with checkpointing.
+BATCH_SIZE, ANSWER_TOKENS, STEPS = 1, 64, 3
 CER_LINES = 400
+# The tower runs without gradient, as in a run. Each loader brings SAM's attention, and the head is TRL's own.
+_LEVERS = ("no_grad",)
+
+
+def memory_step(geometry: ImageGeometry) -> StepOptions:
+    """The step that is measured: the largest image of the mode, in bfloat16 around whatever the weights are."""
+    size = largest_image(geometry)
+    return StepOptions(geometry, size, batch_size=BATCH_SIZE, answer_tokens=ANSWER_TOKENS, checkpointing=True)
 
 
 class _AnonymousMemory:
-    """Peak of this process's own memory (mapped files not counted) above its start, sampled every 2 ms; Linux."""
+    """Peak of this process's own memory above its start, sampled every 2 ms (Linux); mapped files are not counted."""
 
     def __enter__(self):
         self._start, self.peak, self._ended = self._now(), 0, threading.Event()
@@ -56,10 +72,11 @@ class _AnonymousMemory:
 
     @staticmethod
     def _now() -> int:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        status = Path("/proc/self/status")
+        for line in status.read_text(encoding="ascii").splitlines() if status.is_file() else ():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
-        raise OSError("this system's /proc/self/status has no RssAnon; measure on Linux or on a GPU.")
+        raise ValueError("this system has no RssAnon in /proc/self/status; measure on Linux or on a GPU.")
 
     def _sample(self) -> None:
         while not self._ended.wait(0.002):
@@ -72,6 +89,8 @@ class _AnonymousMemory:
 
 
 class _GpuMemory:
+    """Peak of the allocator above its start."""
+
     def __enter__(self):
         torch.cuda.reset_peak_memory_stats()
         self._start = torch.cuda.memory_allocated()
@@ -81,182 +100,123 @@ class _GpuMemory:
         self.peak = torch.cuda.max_memory_allocated() - self._start
 
 
-def _load(folder: str, variant: str, device: torch.device) -> PreTrainedModel:
-    place = {"": str(device)}
-    if variant == "bf16":
-        return load_model(folder, dtype="bfloat16", device_map=place)
-    if variant == "bnb":
-        config = native_config(load_raw_config(folder))
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        model = find_model_class(config.model_type).from_pretrained(
-            folder, config=config, dtype=torch.bfloat16, quantization_config=settings, device_map=place
-        )
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        return model
-    return load_model(
-        folder, dtype="bfloat16", device_map=place, load_in_4bit=True, quantize_vision=variant == "4bit_vision"
-    )
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """One training step.
-
-    Attributes:
-        geometry: Image geometry; its largest image is taken.
-        batch_size: Samples in a step.
-        answer_tokens: Length of the answers.
-        steps: Timed steps, after one that is not.
-    """
-
-    geometry: ImageGeometry
-    batch_size: int = 1
-    answer_tokens: int = 64
-    steps: int = 3
-
-
-def measure_steps(model: PreTrainedModel, options: StepOptions, optim: str) -> dict[str, float]:
-    """Seconds a step (median) and peak bytes of a step, model included."""
-    device = next(model.parameters()).device
-    batch = random_batch(
-        model.config,
-        options.geometry,
-        size=largest_image(options.geometry),
-        batch_size=options.batch_size,
-        answer_tokens=options.answer_tokens,
-        dtype=torch.bfloat16,
-        device=device,
-    )
-    model.requires_grad_(False)
-    freeze_vision(model)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    adapted = get_peft_model(model, LoraConfig(r=16, target_modules=LANGUAGE_MODEL_TARGETS))
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    adapted.enable_input_require_grads()
-    adapted.train()
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    if optim == "paged_adamw_8bit":
-        import bitsandbytes
-
-        optimizer = bitsandbytes.optim.PagedAdamW8bit(trained)
-    else:
-        optimizer = torch.optim.AdamW(trained)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = adapted(**batch, fused_lm_head=True, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        # Kept allocated, as with gradient accumulation.
-        optimizer.zero_grad(set_to_none=False)
-
-    step()
-    seconds = []
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(options.steps):
-            start = time.perf_counter()
-            step()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        peak = torch.cuda.max_memory_allocated()
-        free, total = torch.cuda.mem_get_info()
-        outside = total - free - torch.cuda.memory_reserved()
-    else:
-        for _ in range(options.steps):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        with LiveMemory() as memory:
-            states = [value for state in optimizer.state.values() for value in state.values()]
-            memory.follow([*adapted.parameters(), *adapted.buffers(), *(p.grad for p in trained), *states])
-            extra = weight_bytes(adapted) - sum(t.nbytes for t in [*adapted.parameters(), *adapted.buffers()])
-            step()
-            peak = memory.peak + extra
-        outside = None
-    return {"seconds": statistics.median(seconds), "step_peak_bytes": peak, "context_bytes": outside}
+def _bytes_outside() -> int:
+    """GPU memory that the allocator does not hold: the CUDA context, and other processes."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
 
 
 def _pretend_card(card_gib: float) -> None:
-    """Leave this process what it would have on a smaller card, whose CUDA context takes its share too."""
-    torch.cuda.init()
+    """Allow this process the memory of a smaller card, whose CUDA context takes its share too."""
     torch.zeros(1, device="cuda")
-    free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction((card_gib * 2**30 - context) / total)
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((card_gib * 2**30 - _bytes_outside()) / total)
 
 
-def measure_variant(folder: str, variant: str, options: StepOptions, card_gib: float | None = None) -> dict:
-    """Everything about one precision; to be called in a process of its own.
+def _load(folder: str | Path, precision: Precision, device: torch.device) -> PreTrainedModel:
+    place = {"": str(device)}
+    if precision.quantize_experts:
+        return load_model(
+            str(folder),
+            dtype="bfloat16",
+            device_map=place,
+            load_in_4bit=precision.load_in_4bit,
+            quantize_vision=precision.quantize_vision,
+        )
+    # Without this project's loader, as everybody else quantises these models.
+    config = native_config(load_raw_config(str(folder)))
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = find_model_class(config.model_type).from_pretrained(
+        folder, config=config, dtype=torch.bfloat16, quantization_config=settings, device_map=place
+    )
+    for module in model.modules():
+        # As in `dsocr.models.quantization`: with AVX512-BF16 a backward pass after an evaluation has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def measure_steps(model: PreTrainedModel, options: StepOptions) -> dict[str, Any]:
+    """Seconds of a step (median), peak bytes of a step with the model, and on a GPU the bytes outside the allocator."""
+    step = TrainingStep(model, options)
+    step.run(_LEVERS)
+    seconds = statistics.median(step.run(_LEVERS)["step"] for _ in range(STEPS))
+    peak = step.measure_peak_bytes(_LEVERS)
+    outside = _bytes_outside() if step.device.type == "cuda" else None
+    return {"seconds": seconds, "step_peak_bytes": peak, "context_bytes": outside}
+
+
+def measure_precision(name: str, folder: str | Path, options: StepOptions, card_gib: float | None) -> dict[str, Any]:
+    """Measure one precision: memory of loading and of a step, and the CER of the built-in base.
 
     Args:
+        name: One of `PRECISIONS`.
         folder: A bf16 checkpoint.
-        variant: One of `VARIANTS`.
         options: The training step.
-        card_gib: On a GPU: allow no more memory than a card of so many GiB would.
+        card_gib: On a GPU: allow no more memory than a card of so many GiB has; `None` allows all.
+
+    Returns:
+        `weights_bytes`, `loading_peak_bytes`, the figures of `measure_steps`, `planned_weights_bytes` and
+        `planned_peak_bytes` (the plan of the same step), and `cer` on unseen printed lines.
     """
+    precision = PRECISIONS[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if card_gib and device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if card_gib and on_gpu:
         _pretend_card(card_gib)
+    # Building one imports bitsandbytes now; the memory of its import is not that of loading.
     OcrQuantizationConfig()
-    optim = "paged_adamw_8bit" if device.type == "cuda" and variant != "bf16" else "adamw_torch"
-    with _GpuMemory() if device.type == "cuda" else _AnonymousMemory() as loading:
-        model = _load(folder, variant, device)
+    if on_gpu and precision.load_in_4bit:
+        options = replace(options, optim="paged_adamw_8bit")
+    with _GpuMemory() if on_gpu else _AnonymousMemory() as loading:
+        model = _load(folder, precision, device)
     gc.collect()
-    weights = weight_bytes(model)
-    measured = measure_steps(model, options, optim)
-    compact = device.type == "cuda"
+    row = {"weights_bytes": weight_bytes(model), "loading_peak_bytes": loading.peak, **measure_steps(model, options)}
     settings = MemorySettings(
-        **_SETTINGS[variant],
+        load_in_4bit=precision.load_in_4bit,
+        quantize_vision=precision.quantize_vision,
+        quantize_experts=precision.quantize_experts,
         target_modules=LANGUAGE_MODEL_TARGETS,
         batch_size=options.batch_size,
         eval_batch_size=1,
         answer_tokens=options.answer_tokens,
-        optim=optim,
-        compact_head=compact,
+        optim=options.optim,
+        # TRL's head scores the labelled positions alone where it has Triton.
+        compact_head=on_gpu,
     )
     planned = plan_memory(model.config, options.geometry, settings)
-    return {
-        "weights_bytes": weights,
-        "loading_peak_bytes": loading.peak,
-        **measured,
-        "planned_weights_bytes": planned.weights_bytes,
-        "planned_peak_bytes": planned.training_peak_bytes,
-    }
+    row |= {"planned_weights_bytes": planned.weights_bytes, "planned_peak_bytes": planned.training_peak_bytes}
+    del model
+    gc.collect()
+    return row | {"cer": _read_built_in_base(precision, device)}
 
 
-def read_in_precision(variant: str) -> float:
-    """CER of the built-in base, on unseen printed lines, in one precision."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _load(str(TINY_BASE), variant, device)
+def _read_built_in_base(precision: Precision, device: torch.device) -> float:
+    model = _load(TINY_BASE, precision, device)
     lines = list(itertools.islice(generate_lines("print", seed=EVALUATION_SEED), CER_LINES))
     return evaluate_lines(model, OcrProcessor.from_pretrained(TINY_BASE), lines).cer
 
 
-def run_in_process(arguments: dict) -> dict:
-    """Call `measure_variant` or `read_in_precision` in a fresh Python process, whose memory nothing else has used."""
-    command = [sys.executable, "-m", "dsocr.lab.memory", json.dumps(arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise RuntimeError(f"measuring {arguments} failed:\n{ended.stderr[-3000:]}")
-    return json.loads(ended.stdout.splitlines()[-1])
+def _begin_process() -> None:
+    prepare_process()
+    setup_logging(None, is_main=False)
+    disable_progress_bar()
 
 
-def _main(arguments: dict) -> dict:
-    torch.set_flush_denormal(True)
-    if "folder" not in arguments:
-        return {"cer": read_in_precision(arguments["variant"])}
-    options = StepOptions(ImageGeometry(**arguments["geometry"]), **arguments["step"])
-    return measure_variant(arguments["folder"], arguments["variant"], options, arguments.get("card_gib"))
+def measure_in_process(name: str, folder: str | Path, options: StepOptions, card_gib: float | None) -> dict[str, Any]:
+    """Call `measure_precision` in a fresh Python process, whose memory holds nothing of an earlier measurement.
 
-
-if __name__ == "__main__":
-    print(json.dumps(_main(json.loads(sys.argv[1]))))
+    Raises:
+        RuntimeError: the process died, as it does when the system's memory runs out.
+    """
+    # Spawned, because a forked process would begin with the memory of this one.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin_process) as pool:
+        try:
+            return pool.submit(measure_precision, name, folder, options, card_gib).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"the process that measured {name!r} died; did the memory run out?") from error

@@ -1,133 +1,162 @@
-"""What a benchmark found: JSON for programs, a table for people, and the README's copy of it."""
+"""Results of measurements: a JSON file for each kind of device, and the tables of docs/speed.md and docs/memory.md."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dsocr.common.files import load_json, replace_between, write_json
 from dsocr.lab.levers import ALL, LEVERS, PLAIN
+from dsocr.lab.memory import PRECISIONS
 
 
-MARK = "speed table"
-NAMES = {PLAIN: "plain: native classes, PEFT, TRL", **LEVERS, ALL: "all together"}
 DEVICES = ("cpu", "gpu")
+_PATH_TITLES = {PLAIN: "plain: native classes, PEFT, TRL", **LEVERS, ALL: "all together"}
 
 
-def results_path(folder: str | Path, device: str) -> Path:
-    """Where the figures of a kind of device are kept."""
-    return Path(folder) / f"speed_{device}.json"
+def save_result(folder: str | Path, kind: str, result: dict[str, Any]) -> Path:
+    """Add a result to the file of this machine's kind of device, in the place of an earlier one of the same model.
+
+    Args:
+        folder: Folder of the file; it is made.
+        kind: `"speed"` or `"memory"`.
+        result: `hardware`, `machine`, `step` (with `version` and `size`, which tell the models apart) and the figures.
+
+    Returns:
+        The file, for instance `docs/speed_cpu.json`.
+    """
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    path = Path(folder) / f"{kind}_{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A dictionary keeps the place of a key whose value is replaced, so the order of the tables stays.
+    results = {_model_of(known): known for known in load_json(path, default=[])}
+    results[_model_of(result)] = result
+    return write_json(path, list(results.values()))
 
 
-def format_step(step: dict[str, Any]) -> str:
-    """What was measured, in words."""
-    tiles = f"{step['tiles']} tiles, " if step["tiles"] else ""
-    packed = "in 4 bit, " if step["load_in_4bit"] else ""
-    checkpointing = "checkpointing" if step["checkpointing"] else "no checkpointing"
-    return (
-        f"{step['version']} {step['size']} size, random weights, {packed}{step['dtype']}, image mode {step['image_mode']}, "
-        f"{tiles}batch {step['batch_size']}, {step['answer_tokens']} answer tokens, LoRA r 16, {checkpointing}, median of "
-        f"{step['repeats']} interleaved rounds"
-    )
+def fill_page(folder: str | Path, kind: str) -> Path:
+    """Rewrite the tables between the two marks of `speed.md` or `memory.md`, from the results in the same folder.
+
+    Raises:
+        FileNotFoundError: the folder has no such page.
+        ValueError: the page has no marks.
+    """
+    page = Path(folder) / f"{kind}.md"
+    if not page.is_file():
+        raise FileNotFoundError(f"{page} does not exist; --docs names the folder of that page, for instance docs.")
+    replace_between(page, f"{kind} table", build_section(folder, kind))
+    return page
 
 
-def training_table(rows: dict[str, dict]) -> list[str]:
-    """Markdown lines: samples/s as a ratio to the plain path, seconds by part, memory, share of the matrix rate."""
-    lines = [
-        "| path | samples/s, ratio | vision s | language s | backward s | memory | MFU | loss |",
-        "|---|---|---|---|---|---|---|---|",
+def build_section(folder: str | Path, kind: str) -> str:
+    """Markdown of every result of a kind, `"speed"` or `"memory"`, in a folder."""
+    results = {device: load_json(Path(folder) / f"{kind}_{device}.json", default=[]) for device in DEVICES}
+    if kind == "speed":
+        return "\n\n".join(describe_speed(result) for device in DEVICES for result in results[device])
+    models = dict.fromkeys(_model_of(result) for device in DEVICES for result in results[device])
+    by_model = [
+        {device: result for device in DEVICES for result in results[device] if _model_of(result) == model}
+        for model in models
     ]
-    for name, row in rows.items():
-        s = row["seconds"]
-        lines.append(
-            f"| {NAMES[name]} | {row['ratio']:.2f} | {s['vision']:.3g} | {s['language_forward']:.3g} | {s['backward']:.3g} "
-            f"| {row['peak_bytes'] / 1e9:.2f} GB | {row['mfu']:.0%} | {row['loss']:.4f} |"
-        )
-    return lines
+    return "\n\n".join(describe_memory(measured) for measured in by_model)
 
 
-def reading_line(reading: dict[str, float]) -> str:
-    """One sentence about generation."""
+def _model_of(result: dict[str, Any]) -> tuple[str, str]:
+    return result["step"]["version"], result["step"]["size"]
+
+
+def _describe_step(result: dict[str, Any]) -> str:
+    step = result["step"]
     return (
-        f"Reading by generation ({reading['new_tokens']} tokens a line): {reading['ratio']:.2f} times the lines/s with kept "
-        f"features; vision is {reading['vision_share']:.0%} of a plain reading, so at most {reading['bound']:.2f} times."
+        f"{result['hardware']}; {step['version']} {step['size']} size, random weights, {step['dtype']}, image mode "
+        f"{step['image_mode']}, batch {step['batch_size']}, {step['answer_tokens']} answer tokens, LoRA r 16, "
+        f"{'checkpointing' if step['checkpointing'] else 'no checkpointing'}, median of {step['repeats']}"
     )
 
 
-def data_line(data: dict[str, float]) -> str:
-    """One sentence about the data loader."""
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    head, *body = ["| " + " | ".join(map(str, line)) + " |" for line in (columns, *rows)]
+    return "\n".join([head, "|" + "---|" * len(columns), *body])
+
+
+def describe_speed(result: dict[str, Any]) -> str:
+    """Markdown of one benchmark: a table of the training step, a sentence on each other part, a table of growth."""
+    parts = [f"{_describe_step(result)} interleaved rounds."]
+    writers: dict[str, Callable[[Any], str]] = {
+        "training": _training_table,
+        "data": _data_line,
+        "reading": _reading_line,
+        "loading": _loading_line,
+        "growth": _growth_table,
+    }
+    parts += [write(result[part]) for part, write in writers.items() if part in result]
+    return "\n\n".join(parts)
+
+
+def _training_table(rows: dict[str, dict]) -> str:
+    columns = ["path", "samples/s, ratio", "vision s", "language s", "backward s", "memory", "MFU", "loss"]
+    cells = []
+    for name, row in rows.items():
+        seconds = [f"{row['seconds'][part]:.3g}" for part in ("vision", "language_forward", "backward")]
+        memory, mfu, loss = _size(row["peak_bytes"]), f"{row['mfu']:.0%}", f"{row['loss']:.4f}"
+        cells.append([_PATH_TITLES[name], f"{row['ratio']:.2f}", *seconds, memory, mfu, loss])
+    return _table(columns, cells)
+
+
+def _data_line(data: dict[str, float]) -> str:
     return (
         f"A worker takes {data['decode_ms']:.1f} ms to decode a line, {data['resize_ms']:.1f} ms to cut it into views and "
         f"{data['rest_ms']:.1f} ms for the rest (one core)."
     )
 
 
-def growth_table(rows: list[dict]) -> list[str]:
-    """Markdown lines: one thing grown at a time, with all levers."""
-    lines = ["| grown | value | samples/s | memory |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['grown']} | {row['value']} | {row['samples_per_second']:.3g} | {row['peak_bytes'] / 1e9:.3g} GB |"
-        )
-    return lines
+def _reading_line(reading: dict[str, float]) -> str:
+    return (
+        f"Reading by generation ({reading['new_tokens']} tokens a line): {reading['ratio']:.2f} times the lines/s with kept "
+        f"features; vision is {reading['vision_share']:.0%} of a plain reading, so at most {reading['bound']:.2f} times."
+    )
 
 
-def describe(result: dict[str, Any]) -> list[str]:
-    """All of one result as Markdown."""
-    lines = [f"{result['hardware']}; {format_step(result['step'])}.", "", *training_table(result["training"])]
-    if result.get("data"):
-        lines += ["", data_line(result["data"])]
-    if result.get("reading"):
-        lines += ["", reading_line(result["reading"])]
-    if result.get("loading"):
-        loading = result["loading"]
-        lines += [
-            "",
-            f"Loading: {loading['ratio']:.2f} times the pure read of the same files ({loading['gigabytes']:.2f} GB).",
-        ]
-    if result.get("growth"):
-        lines += ["", *growth_table(result["growth"])]
-    return lines
+def _loading_line(loading: dict[str, float]) -> str:
+    return f"Loading: {loading['ratio']:.2f} times the pure read of the same files ({loading['gigabytes']:.2f} GB)."
 
 
-def write_result(folder: str | Path, device: str, result: dict[str, Any]) -> Path:
-    """Add a result to the file of a kind of device, in the place of an earlier one of the same step."""
-    path = results_path(folder, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    kept = [other for other in known if other["step"] != result["step"]]
-    path.write_text(json.dumps([*kept, result], indent=1) + "\n", encoding="utf-8")
-    return path
+def _growth_table(rows: list[dict]) -> str:
+    cells = [
+        [row["grown"], row["value"], f"{row['samples_per_second']:.3g}", f"{row['peak_bytes'] / 1e9:.3g} GB"]
+        for row in rows
+    ]
+    return _table(["grown", "value", "samples/s", "memory"], cells)
 
 
-def build_section(folder: str | Path) -> str:
-    """Markdown of everything that was measured on any kind of device."""
-    parts = []
+def describe_memory(measured: dict[str, dict[str, Any]]) -> str:
+    """Markdown of one model's memory.
+
+    Args:
+        measured: By kind of device, `"cpu"` and `"gpu"`; cells of a device that is absent stay empty.
+    """
+    columns = ["precision", "weights"]
     for device in DEVICES:
-        path = results_path(folder, device)
-        if path.is_file():
-            parts += ["\n".join(describe(result)) for result in json.loads(path.read_text(encoding="utf-8"))]
-    return "\n\n".join(parts)
+        columns += [f"{figure}, {device.upper()}" for figure in ("loading", "step", "speed")]
+    cells = []
+    for name, precision in PRECISIONS.items():
+        # Weights and error rate are the same on every device.
+        first = next(iter(measured.values()))["rows"][name]
+        cells.append([precision.title, _size(first["weights_bytes"])])
+        for device in DEVICES:
+            cells[-1] += _memory_cells(measured[device]["rows"], name) if device in measured else ["", "", ""]
+        cells[-1].append(f"{first['cer']:.3f}")
+    notes = [f"{_describe_step(result)} steps." for result in measured.values()]
+    return "\n\n".join([_table([*columns, "CER"], cells), *notes])
 
 
-def update_readme(readme: str | Path, folder: str | Path) -> None:
-    """Rewrite the section between its two marks.
-
-    Raises:
-        ValueError: when the marks are not there.
-    """
-    replace_between(readme, MARK, build_section(folder))
+def _memory_cells(rows: dict[str, dict], name: str) -> list[str]:
+    row = rows[name]
+    speed = rows["bf16"]["seconds"] / row["seconds"]
+    return [_size(row["loading_peak_bytes"]), _size(row["step_peak_bytes"]), f"{speed:.2f}"]
 
 
-def replace_between(path: str | Path, mark: str, text: str) -> None:
-    """Put a text between `<!-- mark -->` and `<!-- end of mark -->`.
-
-    Raises:
-        ValueError: when the marks are not there.
-    """
-    path = Path(path)
-    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    content = path.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise ValueError(f"{path} has no {begin} ... {end}.")
-    before, rest = content.split(begin, 1)
-    after = rest.split(end, 1)[1]
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+def _size(size: int) -> str:
+    # In GB the tiny model's figures would all be zero.
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -83,10 +83,10 @@ def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, laye
 
 @torch.no_grad()
 def _initialize(model: PreTrainedModel, seed: int) -> None:
-    """Weights at the scale of their fan-in, position tables small.
+    """Scale the weights by their fan-in, and keep the position tables small.
 
-    SAM's own initialisation (std 1e-10) makes denormals, which slow a CPU down, and lets the position tables outweigh
-    the image.
+    SAM's own initialisation (std 1e-10) makes denormals, which slow a CPU down, and its position tables outweigh the
+    image.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -149,7 +149,7 @@ RUSSIAN = "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯа�
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with upstream's control tokens at ids 0, 1, 2 and `<image>` as the last id.
 
-    One token per byte, and one per Russian letter (which is two bytes), so any text survives a round trip.
+    It has one token per byte and one per Russian letter (two bytes each), so any text survives a round trip.
     """
     splitter = ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}

@@ -1,215 +1,151 @@
-"""Training steps of random models, timed by part: every lever alone and all together, interleaved."""
+"""The speed of training steps: by part and by lever, and as batches, tiles, answers and the feature cache grow."""
 
-import itertools
+import random
 import statistics
+import tempfile
 import time
-from collections import defaultdict
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
-from trl.trainer.utils import add_fused_lm_head
 
 from dsocr.lab.flops import count_step_flops
-from dsocr.lab.levers import TowerClock, levers_on, synchronize, variants
-from dsocr.lab.random_models import build_random_model, random_batch
-from dsocr.models import freeze_vision
-from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
-from dsocr.samples.geometry import ImageGeometry
-from dsocr.samples.vision_cache.tower import accept_features
-from dsocr.training.compact_head import CompactHead
-from dsocr.training.memory_plan.live_memory import LiveMemory
+from dsocr.lab.levers import ALL, PATHS, PLAIN
+from dsocr.lab.random_models import StepOptions, image_with_tiles
+from dsocr.lab.training_step import TrainingStep
+from dsocr.samples.geometry import ImageFeatures, ImageGeometry
+from dsocr.samples.vision_cache.store import DiskStore
+from dsocr.samples.vision_cache.tower import feature_width
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What a measured step is.
-
-    Attributes:
-        config: Native config of the model.
-        geometry: Image geometry.
-        image_size: Width and height of every image, pixels; decides the tiles.
-        batch_size: Samples a step.
-        answer_tokens: Length of every answer, eos included.
-        dtype: Type of the weights, and of autocast unless it is float32.
-        load_in_4bit: Pack language model and experts.
-        checkpointing: Activation checkpointing.
-        levers: Names of `LEVERS` to measure.
-        repeats: Timed rounds; in each every variant is measured once.
-    """
-
-    config: PreTrainedConfig
-    geometry: ImageGeometry
-    image_size: tuple[int, int]
-    batch_size: int = 2
-    answer_tokens: int = 200
-    dtype: torch.dtype = torch.bfloat16
-    load_in_4bit: bool = False
-    checkpointing: bool = False
-    levers: tuple[str, ...] = ()
-    repeats: int = 3
+# One view without tiles: every image costs the same, and growth measures tiles by themselves.
+IMAGE_MODE = "base"
+# The smallest batch that is one, of long lines: the plain path of the full model then needs 9 GB (v1, CPU).
+BATCH_SIZE, ANSWER_TOKENS = 2, 200
+# Small enough that a CPU runs the mid size in minutes; a thousand cached images of it take a gigabyte on the disk.
+GROWN_BATCHES = (1, 2, 4)
+GROWN_TILES = (0, 2, 6, 9)
+GROWN_ANSWERS = (50, 200, 800)
+GROWN_SAMPLES = (100, 1000)
+_SAMPLES_PER_FILE = 64
+_MOST_LOOKUPS = 500
 
 
-@dataclass
-class _Bench:
-    options: TrainingOptions
-    device: torch.device
-    model: nn.Module
-    adapted: nn.Module
-    optimizer: torch.optim.Optimizer
-    head: CompactHead
-    batches: dict[bool, dict]
-    clock: TowerClock
-
-    def step(self, chosen: tuple[str, ...]) -> dict[str, float]:
-        """Seconds of one step, by part."""
-        batch = dict(self.batches["features" in chosen])
-        if "compact_head" in chosen:
-            batch = self.head.compact(batch)
-        is_fp32 = self.options.dtype == torch.float32
-        self.clock.seconds = 0.0
-        marks = [self._now()]
-        with levers_on(self.model, chosen):
-            with nullcontext() if is_fp32 else torch.autocast(self.device.type, self.options.dtype):
-                loss = self.adapted(**batch, fused_lm_head=True, use_cache=False).loss
-            marks.append(self._now())
-            vision_forward = self.clock.seconds
-            loss.backward()
-            marks.append(self._now())
-        self.optimizer.step()
-        # Gradients stay allocated, as with gradient accumulation.
-        self.optimizer.zero_grad(set_to_none=False)
-        marks.append(self._now())
-        forward, backward, update = (after - before for before, after in itertools.pairwise(marks))
-        return {
-            "vision": vision_forward,
-            "language_forward": forward - vision_forward,
-            "backward": backward,
-            "optimizer": update,
-            "step": marks[-1] - marks[0],
-            "loss": float(loss.detach()),
-        }
-
-    def _now(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter()
-
-    def peak_bytes(self, chosen: tuple[str, ...]) -> int:
-        """Most memory of one step: on a GPU the allocator's, on a CPU that of live tensors."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.step(chosen)
-            return torch.cuda.max_memory_allocated()
-        with LiveMemory() as memory:
-            states = [value for state in self.optimizer.state.values() for value in state.values()]
-            gradients = [parameter.grad for parameter in self.adapted.parameters() if parameter.grad is not None]
-            memory.follow([*self.adapted.parameters(), *self.adapted.buffers(), *gradients, *states])
-            memory.follow(v for b in self.batches.values() for v in b.values() if torch.is_tensor(v))
-            self.step(chosen)
-        return memory.peak
-
-
-def _build(options: TrainingOptions, device: torch.device) -> _Bench:
-    model = build_random_model(options.config, dtype=options.dtype, device=device)
-    if options.load_in_4bit:
-        from dsocr.models.quantization import quantize_model
-
-        quantize_model(model)
-    model.requires_grad_(False)
-    freeze_vision(model)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    adapted = get_peft_model(model, LoraConfig(r=16, target_modules=LANGUAGE_MODEL_TARGETS))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    if options.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        adapted.enable_input_require_grads()
-    adapted.train()
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.0)
-    pixels = random_batch(
-        options.config,
-        options.geometry,
-        size=options.image_size,
-        batch_size=options.batch_size,
-        answer_tokens=options.answer_tokens,
-        dtype=options.dtype,
-        device=device,
-    )
-    batches = {False: pixels}
-    if "features" in options.levers:
-        batches[True] = dict(pixels)
-        for name in ("pixel_values", "pixel_values_local"):
-            if name in pixels:
-                with torch.no_grad():
-                    views = [model.model.vision_tower(view[None]).last_hidden_state for view in pixels[name]]
-                batches[True][name] = torch.cat(views).to(options.dtype)
-        accept_features(model)
-    return _Bench(options, device, model, adapted, optimizer, CompactHead(model), batches, TowerClock(model, device))
-
-
-def measure_training(
-    options: TrainingOptions,
-    device: torch.device,
-    *,
-    matrix_rate: float,
-    only: str | None = None,
-    progress: bool = True,
-) -> dict[str, dict]:
-    """Measure every variant of a step.
+def benchmark_step(geometry: ImageGeometry, size: str, device: torch.device) -> StepOptions:
+    """The step that is measured, for a model of a size on a device.
 
     Args:
-        options: The step.
-        device: Where.
-        matrix_rate: Operations per second of the device in this type.
-        only: Measure this variant alone.
-        progress: Show a progress bar.
+        geometry: Image geometry of the model in `IMAGE_MODE`.
+        size: One of `SIZES`.
+        device: Device of the model.
+    """
+    on_gpu = device.type == "cuda"
+    return StepOptions(
+        geometry,
+        image_with_tiles(geometry, 0),
+        batch_size=BATCH_SIZE,
+        answer_tokens=ANSWER_TOKENS,
+        # bfloat16 is the type of the released weights. The tiny model is made in float32, which runs fast on any CPU.
+        dtype=torch.float32 if size == "tiny" and not on_gpu else torch.bfloat16,
+        # Checkpointing buys memory with time. Memory is short on a GPU, where the recipes use it, and not on a CPU.
+        checkpointing=on_gpu,
+    )
+
+
+def measure_training(step: TrainingStep, repeats: int, matrix_rate: float) -> dict[str, dict[str, Any]]:
+    """Measure a step on every path of `PATHS`.
+
+    Each round runs every path once, so that a machine that slows down slows all paths.
+
+    Args:
+        step: The step.
+        repeats: Timed rounds, after one that is not timed.
+        matrix_rate: Operations per second of the device in the step's type, see `measure_matrix_rate`.
 
     Returns:
-        By variant (`plain`, each lever, `all`): `samples_per_second`, `image_tokens_per_second`,
-        `text_tokens_per_second`, `seconds` by part (medians), `ratio` of samples/s to the first variant (median over the
+        By path (`plain`, each lever, `all`): `samples_per_second`, `image_tokens_per_second`,
+        `text_tokens_per_second`, `seconds` by part (medians), `ratio` of samples/s to the plain path (median over the
         rounds), `peak_bytes`, `model_flops`, `mfu` (share of the matrix rate, 0..1), `loss`.
     """
-    bench = _build(options, device)
-    chosen = {name: levers for name, levers in variants(list(options.levers)).items() if only in (None, name)}
-    first = next(iter(chosen))
-    flops = count_step_flops(
-        options.config,
-        options.geometry,
-        size=options.image_size,
-        batch_size=options.batch_size,
-        answer_tokens=options.answer_tokens,
-    )
-    times: dict[str, list[dict]] = defaultdict(list)
-    # One round that is not counted.
-    rounds = tqdm(range(options.repeats + 1), desc="Measuring", disable=not progress, leave=False)
-    for number in rounds:
-        for name, levers in chosen.items():
-            rounds.set_postfix_str(name)
-            measured = bench.step(levers)
-            if number:
-                times[name].append(measured)
+    options = step.options
+    flops = count_step_flops(step.model.config, options)
     image_tokens = options.geometry.count_tokens(*options.image_size) * options.batch_size
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in PATHS}
+    rounds = tqdm(range(repeats + 1), desc="Measuring training", leave=False)
+    for _ in rounds:
+        for name, levers in PATHS.items():
+            rounds.set_postfix_str(name)
+            times[name].append(step.run(levers))
     rows = {}
-    for name, levers in chosen.items():
-        seconds = {part: statistics.median(row[part] for row in times[name]) for part in times[name][0]}
+    for name, levers in PATHS.items():
+        timed = times[name][1:]
+        seconds = {part: statistics.median(row[part] for row in timed) for part in timed[0]}
         loss = seconds.pop("loss")
-        per_second = options.batch_size / seconds["step"]
         needed = flops.total - (flops.vision if "features" in levers else 0)
-        ratios = [plain["step"] / row["step"] for plain, row in zip(times[first], times[name], strict=True)]
+        ratios = [plain["step"] / row["step"] for plain, row in zip(times[PLAIN][1:], timed, strict=True)]
         rows[name] = {
-            "samples_per_second": per_second,
+            "samples_per_second": options.batch_size / seconds["step"],
             "image_tokens_per_second": image_tokens / seconds["step"],
-            "text_tokens_per_second": per_second * options.answer_tokens,
+            "text_tokens_per_second": options.batch_size * options.answer_tokens / seconds["step"],
             "seconds": seconds,
             "ratio": statistics.median(ratios),
-            "peak_bytes": bench.peak_bytes(levers),
+            "peak_bytes": step.measure_peak_bytes(levers),
             "model_flops": needed,
             "mfu": needed / seconds["step"] / matrix_rate,
             "loss": loss,
         }
     return rows
+
+
+def _grow_cache(step: TrainingStep, samples: int) -> dict[str, float]:
+    """Store the features of so many images in files: images found per second, in any order, and bytes on the disk."""
+    geometry, dtype = step.options.geometry, step.options.dtype
+    queries, width = geometry.view_queries(geometry.base_size), feature_width(step.model)
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        store = DiskStore(folder)
+        empty = torch.empty(0, 0, width, dtype=dtype)
+        for start in range(0, samples, _SAMPLES_PER_FILE):
+            count = min(_SAMPLES_PER_FILE, samples - start)
+            made = torch.randn(count, queries, width).to(dtype)
+            store.add({str(start + i): ImageFeatures(made[i].clone(), empty, (1, 1), 0) for i in range(count)})
+        order = [str(rng.randrange(samples)) for _ in range(min(samples, _MOST_LOOKUPS))]
+        begin = time.perf_counter()
+        for key in order:
+            # The clone reads the mapped file, as making a batch would.
+            store.get(key).global_view.clone()
+        seconds = time.perf_counter() - begin
+    return {"samples_per_second": len(order) / seconds, "peak_bytes": samples * queries * width * dtype.itemsize}
+
+
+def measure_growth(step: TrainingStep, tiled: ImageGeometry) -> list[dict[str, Any]]:
+    """Grow batch, tiles an image, answer length and cached samples, one at a time, with all levers.
+
+    Args:
+        step: The step; the growing value alone differs from its options.
+        tiled: Geometry of the same model in an image mode with tiles.
+
+    Returns:
+        Rows of `grown`, `value`, `samples_per_second`, `peak_bytes`; one timed step each, after one that is not timed.
+    """
+    options = step.options
+    grown = [("batch", batch, replace(options, batch_size=batch)) for batch in GROWN_BATCHES]
+    for tiles in GROWN_TILES:
+        if tiles <= tiled.max_tiles:
+            changed = replace(options, geometry=tiled, image_size=image_with_tiles(tiled, tiles))
+            grown.append(("tiles an image", tiles, changed))
+    grown += [("answer tokens", answer, replace(options, answer_tokens=answer)) for answer in GROWN_ANSWERS]
+    rows = []
+    for name, value, changed in tqdm(grown, desc="Measuring growth", leave=False):
+        step.resize(changed)
+        step.run(PATHS[ALL])
+        seconds = step.run(PATHS[ALL])["step"]
+        figures = {
+            "samples_per_second": changed.batch_size / seconds,
+            "peak_bytes": step.measure_peak_bytes(PATHS[ALL]),
+        }
+        rows.append({"grown": name, "value": value} | figures)
+    step.resize(options)
+    name = "samples in the cache, found on disk"
+    return rows + [{"grown": name, "value": samples} | _grow_cache(step, samples) for samples in GROWN_SAMPLES]

@@ -4,9 +4,12 @@ import itertools
 import json
 
 import pytest
-from helpers.paths import REPOSITORY
+from helpers.recipes import load_recipe
 
 from dsocr.cli.demo import REAL_DIGITS, WRITERS, write_demo_data
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import SyntheticArguments
+from dsocr.data import load_ocr_dataset
 from dsocr.data.synthetic import generate_lines
 from dsocr.lab.tiny_training import evaluate_lines
 from dsocr.models import load_model
@@ -48,6 +51,7 @@ def test_it_is_small_and_has_a_card():
         assert word in card
 
 
+@pytest.mark.slow
 def test_the_demonstrations_sets_do_not_overlap(tmp_path):
     folder, extra = write_demo_data(tmp_path)
     names = dict(word.split("=") for word in extra)
@@ -71,14 +75,8 @@ def test_real_digits_have_their_source_and_licence():
 
 
 def test_the_generator_recipe(tmp_path):
-    import subprocess
-    import sys
-
-    from dsocr.data import load_ocr_dataset
-
-    script = str(REPOSITORY / "recipes" / "make_synthetic.py")
-    options = ["--style", "print", "--lines", "7", "--scripts", "russian", "--width", "120", "--max_length", "6"]
-    subprocess.run([sys.executable, script, str(tmp_path), *options], check=True, capture_output=True)
+    argv = [str(tmp_path), "--style", "print", "--lines", "7", "--scripts", "russian", "--max_length", "6"]
+    load_recipe("make_synthetic").main(parse_recipe(SyntheticArguments, argv, None))
     assert len(load_ocr_dataset(tmp_path)) == 7
 
 

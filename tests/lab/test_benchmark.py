@@ -7,27 +7,40 @@ import torch
 from helpers.recipes import load_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsocr.lab.flops import count_step_flops, measure_matrix_rate
+from dsocr.cli.parser import parse_recipe
+from dsocr.lab import flops, parts, training_speed
+from dsocr.lab.arguments import BenchmarkArguments
 from dsocr.lab.levers import ALL, LEVERS, PLAIN
-from dsocr.lab.random_models import build_random_model, random_batch
-from dsocr.lab.shapes import benchmark_config, benchmark_geometry, image_with_tiles
-from dsocr.lab.tables import build_section, update_readme, write_result
-from dsocr.lab.training_speed import TrainingOptions, measure_training
+from dsocr.lab.random_models import (
+    StepOptions,
+    build_random_model,
+    image_with_tiles,
+    random_batch,
+    sized_config,
+    sized_processor,
+)
+from dsocr.lab.training_speed import measure_growth, measure_training
+from dsocr.lab.training_step import TrainingStep
+from dsocr.models.quantization import quantize_model
 
 
 CPU = torch.device("cpu")
 
 
 def options(version, **changes):
-    config = benchmark_config("tiny", version)
-    geometry = benchmark_geometry("tiny", config, "gundam")
-    given = {"answer_tokens": 12, "dtype": torch.float32, "levers": tuple(LEVERS), "repeats": 1}
-    return TrainingOptions(config, geometry, image_with_tiles(geometry, 2), **{**given, **changes})
+    geometry = sized_processor("tiny", version, "gundam").geometry
+    given = {"answer_tokens": 12, "dtype": torch.float32}
+    return StepOptions(geometry, image_with_tiles(geometry, 2), **{**given, **changes})
+
+
+def tiny_model(version):
+    return build_random_model(sized_config("tiny", version), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_variant_trains_on_the_same_loss(version, checkpointing):
-    rows = measure_training(options(version, checkpointing=checkpointing), CPU, matrix_rate=1e11, progress=False)
+def test_every_path_trains_on_the_same_loss(version, checkpointing):
+    step = TrainingStep(tiny_model(version), options(version, checkpointing=checkpointing))
+    rows = measure_training(step, repeats=1, matrix_rate=1e11)
     assert list(rows) == [PLAIN, *LEVERS, ALL]
     losses = [row["loss"] for row in rows.values()]
     assert losses == pytest.approx([losses[0]] * len(losses), abs=1e-5)
@@ -40,102 +53,101 @@ def test_every_variant_trains_on_the_same_loss(version, checkpointing):
     assert rows["compact_head"]["peak_bytes"] < rows[PLAIN]["peak_bytes"]
 
 
-def test_packed_weights_too():
-    packed = options("v1", load_in_4bit=True, checkpointing=True, levers=("features",))
-    rows = measure_training(packed, CPU, matrix_rate=1e11, progress=False)
-    assert rows["features"]["loss"] == pytest.approx(rows[PLAIN]["loss"], abs=1e-4)
+def test_packed_weights_train_on_the_same_loss_too():
+    step = TrainingStep(quantize_model(tiny_model("v1")), options("v1", checkpointing=True))
+    assert step.run(("features",))["loss"] == pytest.approx(step.run(())["loss"], abs=1e-4)
 
 
 def test_operations_are_those_that_torch_counts(version):
     """On eager code, whose products torch's own counter sees; routed experts see as many rows as they would."""
-    given = options(version)
+    given, config = options(version, batch_size=1), sized_config("tiny", version)
     # Before the model is built: SAM chooses the class of its attention then.
-    given.config._attn_implementation = "eager"
-    model = build_random_model(given.config, dtype=torch.float32)
+    config._attn_implementation = "eager"
+    model = build_random_model(config, torch.float32, CPU)
     model.set_experts_implementation("eager")
-    batch = random_batch(
-        given.config,
-        given.geometry,
-        size=given.image_size,
-        batch_size=1,
-        answer_tokens=12,
-        dtype=torch.float32,
-        device=CPU,
-    )
+    batch = random_batch(config, given, CPU)
     names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
     images = {name: batch.pop(name) for name in names if name in batch}
-    flops = count_step_flops(given.config, given.geometry, size=given.image_size, batch_size=1, answer_tokens=12)
+    counted = flops.count_step_flops(config, given)
     with torch.no_grad():
         with FlopCounterMode(display=False) as vision:
             features = model.model.get_image_features(**images, return_dict=True)
         with FlopCounterMode(display=False) as language:
             model.model.language_model(inputs_embeds=torch.randn(1, batch["input_ids"].shape[1], 64), use_cache=False)
     assert torch.cat(list(features.pooler_output)).shape[0] == given.geometry.count_tokens(*given.image_size)
-    assert flops.vision == pytest.approx(vision.get_total_flops(), rel=0.02)
+    assert counted.vision == pytest.approx(vision.get_total_flops(), rel=0.02)
     # Backward costs as much again for products with frozen weights, twice as much for attention scores.
-    text, length = given.config.get_text_config(), batch["input_ids"].shape[1]
+    text, length = config.get_text_config(), batch["input_ids"].shape[1]
     scores = text.num_hidden_layers * 4 * text.hidden_size * length**2
-    assert (flops.language - scores) / 2 == pytest.approx(language.get_total_flops(), rel=0.02)
+    assert (counted.language - scores) / 2 == pytest.approx(language.get_total_flops(), rel=0.02)
 
 
-def test_the_matrix_rate_is_a_rate():
-    small, large = (measure_matrix_rate(CPU, torch.float32, side=side, repeats=3) for side in (256, 512))
-    assert 0.05 < small / large < 20
+def test_the_matrix_rate_is_a_rate(monkeypatch):
+    rates = []
+    for side in (256, 512):
+        monkeypatch.setitem(flops.MATRIX_SIDES, "cpu", side)
+        rates.append(flops.measure_matrix_rate(CPU, torch.float32))
+    assert 0.05 < rates[0] / rates[1] < 20
 
 
-def test_mid_size_has_the_released_widths():
-    for version in ("v1", "v2"):
-        mid, full = (benchmark_config(size, version) for size in ("mid", "full"))
-        assert mid.text_config.hidden_size == full.text_config.hidden_size == 1280
-        assert mid.text_config.num_hidden_layers == 4 and full.text_config.num_hidden_layers == 12
-        assert mid.text_config.mlp_layer_types == ["dense", "sparse", "sparse", "sparse"]
+def test_mid_size_has_the_released_widths(version):
+    mid, full = (sized_config(size, version) for size in ("mid", "full"))
+    assert mid.text_config.hidden_size == full.text_config.hidden_size == 1280
+    assert mid.text_config.num_hidden_layers == 4 and full.text_config.num_hidden_layers == 12
+    assert mid.text_config.mlp_layer_types == ["dense", "sparse", "sparse", "sparse"]
+
+
+def test_a_size_or_a_number_of_tiles_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="size='huge'"):
-        benchmark_config("huge", "v1")
+        sized_config("huge", "v1")
     with pytest.raises(ValueError, match="tiles=50"):
-        image_with_tiles(benchmark_geometry("mid", benchmark_config("mid", "v1"), "gundam"), 50)
+        image_with_tiles(sized_processor("mid", "v1", "gundam").geometry, 50)
 
 
-def test_the_recipe(tmp_path, capsys):
-    recipe = load_recipe("benchmark")
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- speed table -->\nold\n<!-- end of speed table -->\nb\n")
-    argv = ["--repeats", "1", "--answer_tokens", "20", "--new_tokens", "4", "--reading", "--loading"]
-    argv += ["--output_dir", str(tmp_path), "--readme", str(readme)]
-    recipe.main(recipe.build_parser().parse_args(argv))
-    shown = capsys.readouterr().out
-    (result,) = json.loads((tmp_path / "speed_cpu.json").read_text())
-    assert set(result["training"]) == {PLAIN, *LEVERS, ALL}
-    assert result["reading"]["features"] > 0 and result["loading"]["ratio"] > 0 and result["data"]["rest_ms"] >= 0
-    for words in ("all together", "Reading by generation", "Loading:", "ms to decode"):
-        assert words in shown
-    text = readme.read_text()
-    assert "old" not in text and text.startswith("a\n") and text.endswith("b\n") and "all together" in text
-
-
-def test_a_result_takes_the_place_of_an_earlier_one_of_the_same_step(tmp_path):
-    row = {"ratio": 1.0, "peak_bytes": 1, "mfu": 0.1, "loss": 2.0}
-    row["seconds"] = {"vision": 1, "language_forward": 1, "backward": 1}
-    step = {"version": "v1", "size": "tiny", "dtype": "float32", "image_mode": "base", "tiles": 0, "batch_size": 1}
-    step |= {"answer_tokens": 1, "repeats": 1, "load_in_4bit": False, "checkpointing": False}
-    first = {"hardware": "old machine", "step": step, "training": {PLAIN: row}}
-    write_result(tmp_path, "cpu", first)
-    write_result(tmp_path, "cpu", first | {"hardware": "new machine"})
-    write_result(tmp_path, "cpu", first | {"step": step | {"batch_size": 2}, "hardware": "other step"})
-    section = build_section(tmp_path)
-    assert "old machine" not in section and "new machine" in section and "other step" in section
-    (tmp_path / "bare.md").write_text("no marks")
-    with pytest.raises(ValueError, match="speed table"):
-        update_readme(tmp_path / "bare.md", tmp_path)
-
-
-def test_growth(monkeypatch):
-    from dsocr.lab import growth
-
-    monkeypatch.setattr(growth, "SAMPLES", (70,))
-    monkeypatch.setattr(growth, "BATCHES", (1, 2))
-    monkeypatch.setattr(growth, "TILES", (0, 2))
-    monkeypatch.setattr(growth, "ANSWERS", (10, 40))
-    rows = growth.measure_growth(options("v1"), CPU, matrix_rate=1e11)
+def test_growth(monkeypatch, version):
+    monkeypatch.setattr(training_speed, "GROWN_SAMPLES", (70,))
+    monkeypatch.setattr(training_speed, "GROWN_BATCHES", (1, 2))
+    monkeypatch.setattr(training_speed, "GROWN_TILES", (0, 2, 50))
+    monkeypatch.setattr(training_speed, "GROWN_ANSWERS", (10, 40))
+    given = options(version)
+    step = TrainingStep(tiny_model(version), given)
+    rows = measure_growth(step, given.geometry)
     assert [row["value"] for row in rows] == [1, 2, 0, 2, 10, 40, 70]
     assert all(row["samples_per_second"] > 0 and row["peak_bytes"] > 0 for row in rows)
     assert rows[1]["peak_bytes"] > rows[0]["peak_bytes"] and rows[5]["peak_bytes"] > rows[4]["peak_bytes"]
+    assert step.options == given
+
+
+def run(*argv):
+    load_recipe("benchmark").main(parse_recipe(BenchmarkArguments, list(map(str, argv)), None))
+
+
+def test_the_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parts, "NEW_TOKENS", 4)
+    monkeypatch.setattr(training_speed, "ANSWER_TOKENS", 20)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "speed.md").write_text("a\n<!-- speed table -->\nold\n<!-- end of speed table -->\nb\n")
+    run("--repeats", 1, "--parts", "training", "reading", "loading", "--output_dir", tmp_path / "out", "--docs", docs)
+    shown = capsys.readouterr().out
+    (result,) = json.loads((docs / f"speed_{'gpu' if torch.cuda.is_available() else 'cpu'}.json").read_text())
+    assert set(result["training"]) == {PLAIN, *LEVERS, ALL}
+    assert result["reading"]["features"] > 0 and result["loading"]["ratio"] > 0 and result["data"]["rest_ms"] >= 0
+    text = (docs / "speed.md").read_text()
+    for words in ("all together", "Reading by generation", "Loading:", "ms to decode"):
+        assert words in shown and words in text
+    assert "old" not in text and text.startswith("a\n") and text.endswith("b\n")
+
+
+def test_the_recipe_measures_one_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "NEW_TOKENS", 4)
+    run("--repeats", 1, "--parts", "reading", "--output_dir", tmp_path)
+    (path,) = tmp_path.glob("speed_*.json")
+    (result,) = json.loads(path.read_text())
+    assert set(result) == {"hardware", "machine", "step", "reading"}
+
+
+def test_a_folder_without_the_page_is_refused_before_the_measuring(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"speed\.md does not exist; --docs"):
+        run("--output_dir", tmp_path / "out", "--docs", tmp_path)
+    assert not list(tmp_path.glob("speed*"))

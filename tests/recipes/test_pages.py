@@ -24,13 +24,16 @@ from dsocr.cli.tools import (
     VerifyArguments,
 )
 from dsocr.cli.training import OcrScriptArguments, build_parser, parse_arguments
+from dsocr.lab.arguments import BenchmarkArguments, MemoryArguments
 from dsocr.models.loading import TINY_BASE
 
 
 KINDS = {
+    "benchmark": BenchmarkArguments,
     "check_data": CheckArguments,
     "evaluate": EvaluateArguments,
     "make_synthetic": SyntheticArguments,
+    "measure_memory": MemoryArguments,
     "merge": MergeArguments,
     "prepare_data": PrepareArguments,
     "report": ReportArguments,

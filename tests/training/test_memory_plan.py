@@ -12,7 +12,8 @@ from helpers.paths import REPOSITORY
 from dsocr.cli.options import memory_settings
 from dsocr.cli.training import parse_arguments
 from dsocr.common.errors import explain
-from dsocr.lab.memory import StepOptions, measure_steps
+from dsocr.lab.memory import measure_steps
+from dsocr.lab.random_models import StepOptions
 from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.config import RELEASED, released_config
@@ -50,12 +51,13 @@ def test_live_memory_counts_storages_once_and_forgets_them():
 @pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_planned_peak_of_a_step_is_the_measured_one(version, mode, four_bit, batch_size):
-    """Tensor by tensor, on the CPU. The released shapes were measured by recipes/measure_memory.py (README)."""
+    """Tensor by tensor, on the CPU. The released shapes were measured by recipes/measure_memory.py (docs/memory.md)."""
     config = build_tiny_model(version)[0].config
     geometry = image_geometry(version, mode, size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
     model = build_tiny_model(version)[0].to(torch.bfloat16)
     model = quantize_model(model) if four_bit else model
-    measured = measure_steps(model, StepOptions(geometry, batch_size, answer_tokens=24, steps=1), "adamw_torch")
+    step = StepOptions(geometry, largest_image(geometry), batch_size, answer_tokens=24, checkpointing=True)
+    measured = measure_steps(model, step)
     settings = MemorySettings(
         load_in_4bit=four_bit,
         target_modules=LANGUAGE_MODEL_TARGETS,
