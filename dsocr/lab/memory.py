@@ -19,7 +19,7 @@ from dsocr.common.logs import setup_logging
 from dsocr.common.machine import prepare_process
 from dsocr.data.synthetic import generate_lines
 from dsocr.lab.random_models import StepOptions
-from dsocr.lab.tiny_training import EVALUATION_SEED, evaluate_lines
+from dsocr.lab.rendered_lines import EVALUATION_SEED, evaluate_lines
 from dsocr.lab.training_step import TrainingStep
 from dsocr.models import load_model, native_config
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS

@@ -11,7 +11,7 @@ from dsocr.cli.parser import parse_recipe
 from dsocr.cli.tools import SyntheticArguments
 from dsocr.data import load_ocr_dataset
 from dsocr.data.synthetic import generate_lines
-from dsocr.lab.tiny_training import evaluate_lines
+from dsocr.lab.rendered_lines import evaluate_lines
 from dsocr.models import load_model
 from dsocr.models.loading import TINY_BASE
 from dsocr.samples.processor import OcrProcessor

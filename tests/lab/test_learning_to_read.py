@@ -7,7 +7,7 @@ import torch
 from helpers.training import build_trainer, line_dataset, logged_losses
 
 from dsocr.data.synthetic import generate_lines
-from dsocr.lab.tiny_training import evaluate_lines
+from dsocr.lab.rendered_lines import evaluate_lines
 from dsocr.models import load_adapter, load_model
 from dsocr.models.loading import TINY_BASE
 from dsocr.reading.evaluation import evaluate_dataset

@@ -1,0 +1,163 @@
+"""The shape of the built-in base: DeepSeek-OCR's v1 architecture, small, over a tokenizer with a token for every letter.
+
+Sizes are upstream's divided by 8 with 8-pixel patches: global view 128 pixels, tiles 80, a line as up to nine tiles in a
+row. Each tile becomes 3 x 3 image tokens, so a whole line has 27 columns of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, UnlimitedOcrConfig
+
+from dsocr.lab.tiny import RUSSIAN
+from dsocr.models.loading import find_model_class
+from dsocr.samples.processor import OcrProcessor
+from dsocr.samples.tokenizer import BOS, EOS, IMAGE_TOKEN, PAD
+
+
+SIZE_DIVISOR = 8
+PATCH_SIZE = 8
+BASE_SIZE = 1024 // SIZE_DIVISOR
+TILE_SIZE = 640 // SIZE_DIVISOR
+# Image token rows and columns of a tile: 10 patches, halved twice by convolutions, rounded up.
+TILE_TOKENS = math.ceil(TILE_SIZE // PATCH_SIZE / 4)
+LATIN_ACCENTS = "ÀÂÄÆÇÈÉÊËÎÏÔÖŒÙÛÜàâäæçèéêëîïôöœùûüÿñß"
+SIGNS = "°«»£§½·–—‘’“”„…№€"
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """Sizes of the base.
+
+    Attributes:
+        width: Hidden size of the language model and the second vision encoder; a multiple of 64, bitsandbytes' block.
+        sam_width: Hidden size of SAM, the first and costliest vision encoder.
+        sam_layers: Its layers; the last one attends to the whole view, the others to windows of 5 x 5 patches, which
+            divide a tile exactly.
+        encoder_layers: Layers of the second vision encoder.
+        layers: Decoder layers, the first one dense.
+    """
+
+    width: int = 256
+    sam_width: int = 96
+    sam_layers: int = 3
+    encoder_layers: int = 2
+    layers: int = 3
+
+
+def build_letter_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with one token for each letter of English, French, German and Russian and each usual sign.
+
+    Control tokens have upstream's ids 0, 1, 2, `<image>` is the last id. Letters beyond those become their bytes, so any
+    text survives a round trip.
+    """
+    splitter = ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}
+    merges: list[tuple[str, str]] = []
+    for letter in RUSSIAN + LATIN_ACCENTS + SIGNS:
+        merged, *others = list(splitter.pre_tokenize_str(letter)[0][0])
+        for other in others:
+            pair, merged = (merged, other), merged + other
+            if merged not in vocabulary:
+                merges.append(pair)
+                vocabulary[merged] = len(vocabulary)
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = splitter
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD, IMAGE_TOKEN)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def _config(shape: BaseShape, vocabulary: int) -> UnlimitedOcrConfig:
+    width, sam_width = shape.width, shape.sam_width
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "moe_intermediate_size": width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "max_position_embeddings": 2048,
+        "mlp_layer_types": ["dense"] + ["sparse"] * (shape.layers - 1),
+        "layer_types": ["full_attention"] * shape.layers,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    sam = {
+        "hidden_size": sam_width,
+        "num_hidden_layers": shape.sam_layers,
+        "num_attention_heads": 2,
+        "global_attn_indexes": [shape.sam_layers - 1],
+        "window_size": 5,
+        "mlp_dim": 2 * sam_width,
+        "output_channels": sam_width,
+        "downsample_channels": [sam_width, width],
+        "image_size": BASE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "initializer_range": 0.02,
+    }
+    encoder = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": shape.encoder_layers,
+        "num_attention_heads": 4,
+        "image_size": BASE_SIZE // 4,
+        "patch_size": PATCH_SIZE,
+    }
+    vision = {"sam_config": sam, "encoder_config": encoder}
+    return UnlimitedOcrConfig(text_config=text, vision_config=vision, image_token_id=vocabulary - 1)
+
+
+@torch.no_grad()
+def _initialize(model: PreTrainedModel, seed: int) -> None:
+    """Weights at the scale of their fan-in, position tables small: otherwise they outweigh the image, and SAM's own
+    initialisation (std 1e-10) makes denormals, which slow a CPU down tenfold."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            if name.endswith(("view_separator", "image_newline", "class_embedding")):
+                parameter.normal_(std=0.1, generator=generator)
+        elif "rel_pos" in name:
+            parameter.zero_()
+        elif "pos_embed" in name or "position_embedding" in name or name.startswith("lm_head"):
+            parameter.normal_(std=0.02, generator=generator)
+        elif "embed_tokens" in name:
+            parameter.normal_(std=0.5, generator=generator)
+        else:
+            fan_in = parameter[0].numel() if parameter.ndim != 3 else parameter.shape[-1]
+            parameter.normal_(std=1 / math.sqrt(fan_in), generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            module.bias.zero_()
+
+
+def build_base_model(shape: BaseShape, seed: int = 0) -> tuple[PreTrainedModel, OcrProcessor]:
+    """The base with random weights (fp32) and its processor.
+
+    Example:
+        >>> model, processor = build_base_model(BaseShape())  # doctest: +SKIP
+        >>> processor.geometry.choose_grid(720, 80)  # doctest: +SKIP
+        (9, 1)
+    """
+    tokenizer = build_letter_tokenizer()
+    config = _config(shape, len(tokenizer))
+    model = find_model_class(config.model_type)(config)
+    _initialize(model, seed)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, OcrProcessor(tokenizer, "v1", "gundam", size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
