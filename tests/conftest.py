@@ -1,7 +1,8 @@
 """Fixtures. Everything is offline and deterministic; what needs `../shared` skips with the reason."""
 
+import contextlib
+import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from helpers.paths import REPOSITORY, SHARED
+from helpers.recipes import load_recipe
 from PIL import Image, ImageDraw
 
 from dsocr.common.machine import prepare_process
@@ -88,20 +90,23 @@ def scratch_image():
 
 @pytest.fixture(scope="session")
 def demonstration(tmp_path_factory):
-    """The demonstration through accelerate launch, on fewer lines than .ci/run trains it on: folder and console."""
+    """The demonstration, in this process, on fewer lines than .ci/run trains it on: folder and console."""
     folder = tmp_path_factory.mktemp("demo")
-    config = REPOSITORY / "accelerate_configs" / "single_gpu.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        REPOSITORY / "recipes/sft_lora.py",
+    console = io.StringIO()
+    argv = [
+        "--max_train_samples",
+        "240",
+        "--max_eval_samples",
+        "24",
+        "--num_train_epochs",
+        "2",
+        "--disable_tqdm",
+        "true",
     ]
-    command += ["--max_train_samples", "240", "--max_eval_samples", "24", "--num_train_epochs", "2"]
-    ended = subprocess.run(
-        list(map(str, command)), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return folder / "outputs" / "demo", ended.stdout
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(console):
+        patch.chdir(folder)
+        # As Python does for a script.
+        patch.syspath_prepend(str(REPOSITORY / "recipes"))
+        patch.setattr(sys, "argv", ["sft_lora.py", *argv])
+        load_recipe("sft_lora").run(argv)
+    return folder / "outputs" / "demo", console.getvalue()

@@ -247,6 +247,7 @@ def test_real_lines(shared):
     assert len(russian) == 619 and "page" not in russian.column_names
 
 
+@pytest.mark.slow
 def test_a_file_of_a_million_rows_streams(tmp_path):
     path = tmp_path / "big.tsv"
     line = "images/0.png\t" + "x" * 40 + "\n"

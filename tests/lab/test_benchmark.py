@@ -37,6 +37,7 @@ def tiny_model(version):
     return build_random_model(sized_config("tiny", version), torch.float32, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_path_trains_on_the_same_loss(version, checkpointing):
     step = TrainingStep(tiny_model(version), options(version, checkpointing=checkpointing))
@@ -104,6 +105,7 @@ def test_a_size_or_a_number_of_tiles_that_does_not_exist_is_refused():
         image_with_tiles(sized_processor("mid", "v1", "gundam").geometry, 50)
 
 
+@pytest.mark.slow
 def test_growth(monkeypatch, version):
     monkeypatch.setattr(training_speed, "GROWN_SAMPLES", (70,))
     monkeypatch.setattr(training_speed, "GROWN_BATCHES", (1, 2))

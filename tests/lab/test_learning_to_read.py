@@ -57,6 +57,7 @@ def test_four_bit_reads_nearly_as_well(printed):
     assert evaluate_lines(quantized, processor, printed).cer < full + 0.08
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_a_hand_is_merged_and_resumed(tmp_path, handwritten):
     dataset = line_dataset(tmp_path / "data", handwritten)
     options = {

@@ -134,6 +134,7 @@ def notebook_commands() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.slow
 def test_the_notebook_page_works_from_photographs_to_a_merged_model(tmp_path, monkeypatch, lines):
     """Every command of docs/notebook.md, in its order, with the tiny model and made-up pages."""
     monkeypatch.chdir(tmp_path)

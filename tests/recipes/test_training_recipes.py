@@ -11,6 +11,8 @@ from helpers.paths import REPOSITORY
 from helpers.recipes import FEW_STEPS, load_recipe
 from safetensors.torch import load_file
 
+from dsocr.cli.parser import parse_recipe
+from dsocr.cli.tools import VerifyArguments
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.models import load_adapter, load_model
 from dsocr.models.adapters import load_adapter_card
@@ -73,21 +75,13 @@ def test_the_demonstrations_adapter_loads_on_its_base_by_itself(demonstration):
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
-def test_verify_checkpoint_reads_the_shipped_sample_with_an_adapter(demonstration):
-    folder, _ = demonstration
+def test_verify_checkpoint_reads_the_shipped_sample_with_an_adapter(demonstration, monkeypatch, capsys):
     # The card's base is relative to where the demonstration ran.
-    script = str(REPOSITORY / "recipes" / "verify_checkpoint.py")
-    ended = subprocess.run(
-        [sys.executable, script, "."],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    monkeypatch.chdir(demonstration[0])
+    assert load_recipe("verify_checkpoint").main(parse_recipe(VerifyArguments, ["."], None)) == 0
+    shown = capsys.readouterr().out
     for word in ("0 tensors missing, 0 unexpected", "The quick brown fox", "CER", "below chance: sound", "peak memory"):
-        assert word in ended.stdout
+        assert word in shown
 
 
 def test_verify_checkpoint_fails_a_model_worse_than_chance(tmp_path):
@@ -203,6 +197,7 @@ def test_qlora_trains_on_a_4_bit_base_and_its_adapter_serves_the_full_one(monkey
     assert any((p != 0).any() for n, p in model.named_parameters() if ".experts." in n and "lora_B" in n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft_lora", "qlora"])
 def test_plan_answers_before_anything_is_loaded(monkeypatch, tmp_path, capsys, name):
     monkeypatch.chdir(tmp_path)
@@ -214,6 +209,7 @@ def test_plan_answers_before_anything_is_loaded(monkeypatch, tmp_path, capsys, n
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 
+@pytest.mark.slow
 def test_recipes_show_help():
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     paths = sorted((REPOSITORY / "recipes").glob("*.py"))

@@ -83,6 +83,7 @@ def test_collators_can_be_pickled(rows):
     assert torch.equal(again(rows[:2])["input_ids"], collate(rows[:2])["input_ids"])
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_5000_samples(tmp_path):
     processor = build_tiny_model("v1", image_mode="base")[1]
     lines = []

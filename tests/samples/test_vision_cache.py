@@ -186,6 +186,7 @@ def test_a_batch_with_an_unknown_image_is_looked_at_whole(tmp_path, dataset):
     assert OcrCollator(model[1], features=features, augment=True)([dataset[0]])["pixel_values"].ndim == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_workers_map_the_same_files(tmp_path, dataset, start_method):
     model = build_tiny_model("v1")
@@ -264,6 +265,7 @@ def test_a_disk_that_fills_up_and_a_folder_that_cannot_be_made(tmp_path, dataset
     trainer.train()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, lines):
     dataset = line_dataset(tmp_path / "data", lines[:12])
     options = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 5e-3}

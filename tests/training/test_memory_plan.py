@@ -70,6 +70,7 @@ def test_the_planned_peak_of_a_step_is_the_measured_one(version, mode, four_bit,
     assert planned.training_peak_bytes == pytest.approx(measured["step_peak_bytes"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_released_shapes_have_the_released_sizes():
     config = released_config("v1")
     geometry = image_geometry("v1", "base")
@@ -88,6 +89,7 @@ def test_the_released_shapes_have_the_released_sizes():
     assert set(RELEASED.values()) == {"v1", "v2", "unlimited"}
 
 
+@pytest.mark.slow
 def test_what_costs_memory_costs_memory():
     config = build_tiny_model("v1")[0].config
     base = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, eval_batch_size=1)
@@ -124,6 +126,7 @@ def test_the_largest_image_costs_the_most_tokens():
         assert geometry.count_tokens(*largest_image(geometry)) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_fits_its_card_and_says_what_was_planned(path):
     arguments = parse_arguments(["--config", str(path), "--plan"], qlora=path.name.startswith("qlora"))
@@ -145,6 +148,7 @@ def test_there_is_a_preset_for_every_card():
     assert cards == {4, 8, 16, 24} <= set(CARDS_GIB)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_fits_and_what_frees_most():
     settings = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, checkpointing=False)
     report = plan_run("deepseek-ai/DeepSeek-OCR-2", settings)
@@ -158,6 +162,7 @@ def test_the_report_says_what_fits_and_what_frees_most():
     assert fields["fits_gib"] == [card for card in CARDS_GIB if report.plan.fits(card)]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_too_small_gets_the_plan_and_not_a_trace():
     settings = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, eval_batch_size=1)
     report = plan_run("deepseek-ai/DeepSeek-OCR", settings, with_savings=False)

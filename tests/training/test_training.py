@@ -216,6 +216,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path, dataset):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_workers_under_the_spawn_start_method(tmp_path, dataset):
     import torch.multiprocessing as multiprocessing
 
@@ -274,6 +275,7 @@ def check_overfitted(trainer, dataset):
     assert shuffled.metrics.cer > 0.5
 
 
+@pytest.mark.slow
 def test_eight_rendered_lines_are_learned_to_zero_errors(tmp_path, dataset):
     eight = dataset.select(range(8))
     assert len(set(eight["text"])) == 8
@@ -284,6 +286,7 @@ def test_eight_rendered_lines_are_learned_to_zero_errors(tmp_path, dataset):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), trainer.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_eight_real_lines_are_learned_to_zero_errors(tmp_path, shared):
     from dsocr.data import load_ocr_dataset
 
@@ -291,6 +294,7 @@ def test_eight_real_lines_are_learned_to_zero_errors(tmp_path, shared):
     check_overfitted(overfit(tmp_path, dataset, steps=260), dataset)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_with_the_double_batch(tmp_path, dataset):
     """Two real processes through accelerate_configs/cpu_ddp.yaml; images of both kinds, with and without tiles."""
     import subprocess
