@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.common.files import write_json
-from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON
+from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON, IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
 from dsocr.data.loading import KEPT_COLUMNS, parse_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
-from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, look_at_all
+from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, find_look_alikes, look_at_all
 from dsocr.doctor.length_checks import check_lengths, recommend_mode, summarize_modes
-from dsocr.doctor.split_checks import check_splits
+from dsocr.doctor.split_checks import check_copied_texts, check_splits
 from dsocr.doctor.text_checks import check_texts, clean_text, count_alphabet, find_repeated
 from dsocr.report.pages import embed_image, render_page
 from dsocr.samples.processor import OcrProcessor
@@ -48,7 +48,7 @@ class Examination:
         facts: What was seen of their images.
         findings: Everything that is wrong, the worst first.
         summary: Counts, alphabet, tokens and modes.
-        copies: Groups of rows that show the same picture.
+        copies: Groups of rows with the same picture, pixel for pixel.
     """
 
     source: str
@@ -134,7 +134,9 @@ def examine(
     splits: list[str | None] = [row.get("split") for _, row in rows]
     pages: list[str | None] = [row.get("page") for _, row in rows]
     writers: list[str | None] = [row.get("writer") for _, row in rows]
-    found.findings += check_splits(splits, pages, writers, found.copies, find_repeated(texts), where)
+    look_alikes = find_look_alikes(facts)
+    found.findings += check_splits(splits, pages, writers, found.copies, look_alikes, find_repeated(texts), where)
+    found.findings += check_copied_texts(found.copies, texts, where)
     sizes = [fact.size for fact in facts if fact.size is not None]
     found.summary = {
         "rows": len(rows),
@@ -174,13 +176,29 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
         where += [f"{name}[{index}]" for index in range(len(dataset))]
         splits += [name] * len(dataset)
         pages += dataset["page"] if "page" in dataset.column_names else [None] * len(dataset)
-    found = check_texts(texts, where) + check_splits(splits, pages, [], [], [], where)
+    found = check_texts(texts, where) + check_splits(splits, pages, [], [], [], [], where)
     found += check_lengths(texts, processor, max_new_tokens, where)[0]
     return [finding for finding in found if finding.severity != "note"]
 
 
+def _proven_copies(examination: Examination) -> dict[int, int]:
+    """Rows whose picture and text both stand in an earlier row: by position, the position of that row."""
+    copied = {}
+    for group in examination.copies:
+        first: dict[str, int] = {}
+        for index in group:
+            text = clean_text(examination.rows[index][1]["text"])
+            if text in first:
+                copied[index] = first[text]
+            else:
+                first[text] = index
+    return copied
+
+
 def write_repaired(examination: Examination, output_dir: str | Path) -> int:
-    """Write a repaired copy: unusable rows and further copies of a picture left out, texts cleaned.
+    """Write a repaired copy: unusable rows left out, texts cleaned, and of rows with equal pixels and equal texts the first.
+
+    Every row that is left out is named in `skipped_samples.json` with its reason.
 
     Args:
         examination: What was found.
@@ -193,21 +211,32 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
         ValueError: when the folder holds a dataset already.
     """
     folder = Path(output_dir)
-    if (folder / "metadata.jsonl").exists():
+    if (folder / METADATA_NAME).exists():
         raise ValueError(f"--fix {folder}: holds a dataset already; name another folder.")
-    left_out = {index for finding in examination.findings if finding.kind in _LEFT_OUT for index in finding.rows}
-    left_out |= {index for group in examination.copies for index in group[1:]}
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    count = 0
-    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
-        for index, (_, row) in enumerate(examination.rows):
+    unusable = {index: f for f in examination.findings if f.kind in _LEFT_OUT for index in f.rows}
+    copied = _proven_copies(examination)
+    (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+    left_out, count = BadSamples("skip"), 0
+    # Under another name until it is whole: a run that is killed leaves no dataset that looks complete.
+    partial = folder / f"{METADATA_NAME}.part"
+    with partial.open("w", encoding="utf-8") as file:
+        for index, (where, row) in enumerate(examination.rows):
             text = clean_text(row["text"])
-            if index in left_out or not text:
+            if index in unusable:
+                left_out.add(unusable[index].kind, where, examination.facts[index].problem or unusable[index].message)
                 continue
-            name = f"images/{count:07d}{Path(row['image']).suffix.lower()}"
+            if index in copied:
+                left_out.add("copy", where, f"the picture and the text of {examination.rows[copied[index]][0]}")
+                continue
+            if not text:
+                left_out.add("empty_text", where, "nothing is left of the text after cleaning")
+                continue
+            name = f"{IMAGES_FOLDER}/{count:07d}{Path(row['image']).suffix.lower()}"
             shutil.copyfile(row["image"], folder / name)
             kept = {column: row[column] for column in KEPT_COLUMNS if column in row}
             file.write(json.dumps({"image": name, "text": text, **kept}, ensure_ascii=False) + "\n")
             count += 1
-    logger.info("%d of %d rows in %s", count, len(examination.rows), folder)
+    left_out.write(folder / SKIPPED_NAME)
+    partial.rename(folder / METADATA_NAME)
+    logger.info("%d of %d rows in %s; %s", count, len(examination.rows), folder, left_out.summary())
     return count
