@@ -41,8 +41,7 @@ def _ink(image: Image.Image) -> np.ndarray:
 
 
 def choose_cuts(image: Image.Image, rows: int) -> list[int]:
-    """Choose where to break a line: `rows + 1` columns from 0 to its width, near even places, where the least ink
-    is."""
+    """Choose where to break a line: `rows + 1` columns from 0 to its width, near even places, at the least ink."""
     width, height = image.size
     ink, cuts = _ink(image), [0]
     reach = int(REACH * height)
