@@ -1,6 +1,6 @@
 """dsocr: fine-tune DeepSeek-OCR (v1, v2) and Unlimited-OCR on your own handwriting.
 
-Importing this package is light: torch and transformers are imported when one of the names below is first used.
+Importing this package is light: a name below imports torch and transformers when it is first used.
 
     >>> import dsocr
     >>> model = dsocr.load_model("deepseek-ai/DeepSeek-OCR", dtype="bfloat16")  # doctest: +SKIP
@@ -26,8 +26,8 @@ _PUBLIC = {
 }
 __all__ = ["__version__", *_PUBLIC]
 
-# PEFT imports bitsandbytes, which warns on a CPU with AVX512-BF16 that an optional kernel from the Hub is not there. Its
-# own kernel works, and this project downloads no code, so the line would only send a newcomer the wrong way.
+# PEFT imports bitsandbytes. On a CPU with AVX512-BF16 bitsandbytes warns that an optional Hub kernel is missing. This
+# project downloads no code and the built-in kernel works, so hide the warning: it would mislead a newcomer.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "gemm_4bit_forward" not in record.getMessage()
 )

@@ -1,1 +1,1 @@
-"""What every room needs: the machine, errors for people, logging, JSON files, the names of a run folder's files."""
+"""Shared by every room: machine setup, errors with advice, logging, JSON files, file names of a run folder."""

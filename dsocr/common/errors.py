@@ -1,4 +1,4 @@
-"""From a failure to advice: what went wrong, and which flag to change."""
+"""Turn a failure into advice: the cause, and the flag to change."""
 
 import contextlib
 import errno
@@ -16,17 +16,17 @@ _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EN
 
 
 class PreflightError(RuntimeError):
-    """The run is wired wrongly; the message lists every check that failed."""
+    """A preflight check failed; the message lists every failed check."""
 
 
 class UnusableSampleError(ValueError):
-    """One sample that cannot be used.
+    """A sample cannot be used.
 
     Attributes:
         reason: A short word for counting: `missing`, `too_small`, `empty_text`, ...
     """
 
-    # The message comes first and alone suffices: a data loader worker's error is built anew from it.
+    # A DataLoader rebuilds a worker's error from its message alone: the message comes first and must suffice.
     def __init__(self, message: str, reason: str = "unusable"):
         super().__init__(message)
         self.reason = reason
@@ -36,11 +36,11 @@ class UnusableSampleError(ValueError):
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is not a number any more."""
+    """The loss became NaN or infinite."""
 
 
 def _is_full_or_closed(error: BaseException) -> bool:
-    # safetensors reports a full disk as an error of its own, with the system's message in it.
+    # safetensors wraps the system's message for a full disk in its own exception type.
     if isinstance(error, SafetensorError):
         return "No space left" in str(error)
     return isinstance(error, OSError) and error.errno in _NOT_WRITABLE
@@ -54,11 +54,11 @@ def _raised_in_dsocr(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, memory_advice: Callable[[], str] | None = None) -> str | None:
-    """A message for people, or `None` for an error that only its trace explains.
+    """Translate an error into a message for people; `None` when only the trace can explain it.
 
     Args:
-        error: What ended the run.
-        memory_advice: What to say after running out of memory; called only then.
+        error: The error that ended the run.
+        memory_advice: Returns the advice for an out-of-memory error; called only then.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"out of memory. {memory_advice() if memory_advice else 'Try a smaller --image_mode.'}"
@@ -66,7 +66,7 @@ def explain(error: BaseException, memory_advice: Callable[[], str] | None = None
         return f"cannot write: {error}. Free some space, or give another --output_dir."
     if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError | ModuleNotFoundError):
         return str(error)
-    # This project's own checks raise ValueError with a message for people; in a worker process only its type is left.
+    # Our own checks raise ValueError with a readable message. A DataLoader worker passes on the type, not the frames.
     if isinstance(error, ValueError) and (_raised_in_dsocr(error) or type(error).__module__.startswith("dsocr.")):
         return str(error)
     return None
@@ -74,10 +74,10 @@ def explain(error: BaseException, memory_advice: Callable[[], str] | None = None
 
 @contextlib.contextmanager
 def explained(memory_advice: Callable[[], str] | None = None) -> Iterator[None]:
-    """End a run in one clear message where a bare trace would help nobody; any other error passes untouched.
+    """Turn an error that `explain` knows into one clear message and an exit code; any other error passes untouched.
 
     Args:
-        memory_advice: What to say after running out of memory.
+        memory_advice: Returns the advice for an out-of-memory error.
 
     Raises:
         SystemExit: with code 1 after the message, or 130 after Ctrl-C outside training.

@@ -1,4 +1,4 @@
-"""Small files: JSON from and to disk, and text that a program keeps up to date inside a page."""
+"""Small files: load and write JSON, and replace a marked passage of a page."""
 
 import json
 import os
@@ -10,7 +10,7 @@ _REQUIRED = object()
 
 
 def load_json(path: str | Path, default: Any = _REQUIRED) -> Any:
-    """The parsed content of a JSON file.
+    """Load and parse a JSON file.
 
     Args:
         path: A file in UTF-8, with or without a byte order mark.
@@ -30,7 +30,7 @@ def load_json(path: str | Path, default: Any = _REQUIRED) -> Any:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Write a JSON file under another name and rename it, so that a reader sees the old or the new file, never half of one."""
+    """Write JSON to a temporary file and rename it, so that nobody ever sees half a file."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -39,7 +39,7 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 def replace_between(path: str | Path, mark: str, text: str) -> None:
-    """Put a text between `<!-- mark -->` and `<!-- end of mark -->` in a file that people write.
+    """Replace the text between `<!-- mark -->` and `<!-- end of mark -->` in a hand-written file.
 
     Raises:
         ValueError: the marks are not there.

@@ -1,4 +1,4 @@
-"""Small files of a local folder or a Hub id, and the question whether the Hub can be reached at all."""
+"""Find small files in a local folder or on the Hub, and check once whether the Hub can be reached."""
 
 import logging
 import os
@@ -14,22 +14,22 @@ from dsocr.common.files import load_json
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a connection to the Hub may take. huggingface_hub alone tries for 23 seconds, for every file.
+# Seconds to wait for a connection to the Hub. huggingface_hub alone would try for 23 seconds, for every file.
 _TIMEOUT = 5.0
 
 
 @cache
 def check_hub() -> bool:
-    """Whether the Hub can be reached; when it cannot, say so once and use only files that were downloaded before.
+    """Whether the Hub can be reached. If not, warn once and use only files downloaded before.
 
-    huggingface_hub repeats every request five times with growing pauses, so a machine without a network would wait
-    minutes for the same answer.
+    huggingface_hub retries every request five times with growing pauses, so without a network each file would cost
+    minutes.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
-    # Behind a proxy the Hub's own address says nothing.
+    # A proxy makes the connection, so trying the Hub's own address from here proves nothing.
     if urllib.request.getproxies().get("https"):
         return True
     address = urlparse(constants.ENDPOINT)
@@ -46,7 +46,7 @@ def check_hub() -> bool:
 
 
 def find_file(name_or_path: str | Path, filename: str, revision: str | None = None) -> Path | None:
-    """A file of a local folder or a Hub id; `None` when it is not there.
+    """Find a file in a local folder or under a Hub id; `None` when it is not there.
 
     Raises:
         OSError: the Hub cannot be reached and the file was not downloaded before, or there is no such model id.
@@ -55,7 +55,7 @@ def find_file(name_or_path: str | Path, filename: str, revision: str | None = No
         path = Path(name_or_path) / filename
         return path if path.is_file() else None
     check_hub()
-    # Imported here: transformers takes seconds, and most callers read local files.
+    # Import here: transformers takes seconds to import, and most callers need local files only.
     from transformers.utils import cached_file
 
     found = cached_file(str(name_or_path), filename, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -63,7 +63,7 @@ def find_file(name_or_path: str | Path, filename: str, revision: str | None = No
 
 
 def load_json_of(name_or_path: str | Path, filename: str, revision: str | None = None) -> dict[str, Any]:
-    """A JSON file of a local folder or a Hub id; `{}` when it is not there.
+    """Load a JSON file of a local folder or a Hub id; `{}` when it is not there.
 
     Raises:
         OSError: as `find_file`.

@@ -1,4 +1,4 @@
-"""Logging of a run: to the console without tearing progress bars, and to a file in the run folder."""
+"""Log a run to the console, without tearing progress bars, and to a file in the run folder."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ _LIBRARIES = ("dsocr", "recipes", "transformers", "trl", "peft", "accelerate", "
 
 
 class _BarSafeHandler(logging.Handler):
-    """Writes above a running progress bar instead of through it."""
+    """Write above a running progress bar instead of through it."""
 
     def __init__(self, level: int, stream: TextIO | None):
         super().__init__(level)
@@ -35,9 +35,9 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextI
     """Log the project at INFO (the file at DEBUG, with the trace of a failure), the libraries at WARNING; rank 0 alone.
 
     Args:
-        output_dir: Run folder, where `run.log` is appended to; `None` logs to the console alone.
+        output_dir: Run folder; logs are appended to its `run.log`. `None` logs to the console alone.
         is_main: Whether this process is rank 0. The others log errors only.
-        stream: The console; standard output when absent. A recipe whose output is its result logs to standard error.
+        stream: The console; standard output by default. A recipe that prints its result logs to standard error.
 
     Returns:
         The recipes' logger.
@@ -58,12 +58,12 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextI
     for library in (transformers.utils.logging, datasets.utils.logging):
         library.disable_default_handler() if hasattr(library, "disable_default_handler") else None
         library.enable_propagation()
-    # Its own handler would print every warning a second time.
+    # huggingface_hub's own handler would print every warning a second time.
     logging.getLogger("huggingface_hub").handlers.clear()
     for name in _LIBRARIES:
         level = logging.DEBUG if name in ("dsocr", "recipes") else logging.WARNING
         logging.getLogger(name).setLevel(level if is_main else logging.ERROR)
-    # Deprecations inside the libraries are for their developers; everything else is said once.
+    # Deprecation warnings of libraries are for their developers: hide them, and show every other warning once.
     warnings.simplefilter("once")
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
@@ -71,10 +71,10 @@ def setup_logging(output_dir: str | Path | None, *, is_main: bool, stream: TextI
 
 
 class Stages:
-    """The stages of a run, which count themselves: `Step 2: LoRA ...` and `Step 2: LoRA ... done (1.3 s)`.
+    """Log the stages of a run and number them: `Step 2: LoRA ...` and `Step 2: LoRA ... done (1.3 s)`.
 
     Args:
-        logger: Where to say it.
+        logger: Receives the messages.
     """
 
     def __init__(self, logger: logging.Logger):

@@ -1,4 +1,4 @@
-"""What has to be set on this machine before a run starts, and what a person should know about it."""
+"""Prepare this machine for a run, and describe it for logs."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ _REPORTED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 def prepare_process() -> None:
-    """UTF-8 on the console (also on Windows), no telemetry, and no denormals on the CPU.
+    """Set UTF-8 on the console (also on Windows), switch telemetry off, and flush denormals on the CPU.
 
-    Nothing is uploaded unless asked for: TRL reports model type, device and GPU name of every run unless told not to.
+    Without this TRL reports model type, device and GPU name of every run; nothing may be uploaded unasked.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -29,12 +29,12 @@ def prepare_process() -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from huggingface_hub import constants
 
-    # Read at import, which may have happened already.
+    # huggingface_hub evaluates the variable when it is imported, which may have happened already: set its constant too.
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    # A random SAM is full of denormals, which make a CPU ten times slower.
+    # A random SAM produces many denormals, which make a CPU ten times slower.
     torch.set_flush_denormal(True)
     if not torch.cuda.is_available() and torch.get_num_threads() == 1 and not _threads_were_chosen():
-        # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all cores but one idle.
+        # `accelerate launch` sets OMP_NUM_THREADS=1 by default, which leaves all cores but one idle.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
@@ -44,7 +44,7 @@ def _threads_were_chosen() -> bool:
     """Whether a person, not `accelerate launch`, chose the number of threads."""
     if "OMP_NUM_THREADS" not in os.environ:
         return False
-    # accelerate sets this variable, and OMP_NUM_THREADS, for the processes that it starts.
+    # accelerate sets this variable, and OMP_NUM_THREADS, in the processes it starts.
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return True
     try:
@@ -63,7 +63,7 @@ def process_rank() -> tuple[int, int]:
 
 
 def warn_about_unused_gpu() -> bool:
-    """Say so when there is an NVIDIA card that this build of torch cannot use; returns whether it was said."""
+    """Warn if this build of torch cannot use the machine's NVIDIA card; returns whether it warned."""
     if torch.cuda.is_available() or torch.version.cuda or not shutil.which("nvidia-smi"):
         return False
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)

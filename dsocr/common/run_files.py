@@ -1,4 +1,4 @@
-"""The name of every file that this project writes into a run folder, an adapter folder or an evaluation folder."""
+"""Names of all files that this project writes into run, adapter, evaluation and dataset folders."""
 
 # A run folder.
 LOG_NAME = "run.log"
@@ -13,7 +13,7 @@ VISION_CACHE_FOLDER = "vision_features"
 BASE_MODEL_FOLDER = "base_model"
 DEMO_DATA_FOLDER = "demo_data"
 
-# Trainer's own names, which resuming and the report look for.
+# Names chosen by transformers' Trainer; resuming and the report look for them.
 TRAINER_STATE_NAME = "trainer_state.json"
 CHECKPOINT_PATTERN = "checkpoint-*"
 

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: found before training, refused by name, or skipped, counted by reason and written down."""
+"""Check samples before training: refuse an unusable one by name, or skip it, count it by reason and write it down."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from dsocr.data.image_files import check_image
 
 
 OnBadSample = Literal["raise", "skip"]
-# A function from a row to what was measured of it: columns to add, by name.
+# Measures a row: returns columns to add, by name.
 Measure = Callable[[dict[str, Any]], dict[str, int]]
-# Rows that are decoded into Python objects at a time.
+# Number of rows held as Python objects at a time.
 _CHUNK = 2048
 
 
 class BadSampleError(ValueError):
-    """A sample that cannot be used; the message names its file and row."""
+    """A sample cannot be used; the message names its file and row."""
 
 
 class BadSamples:
-    """Collects what is wrong with a dataset.
+    """Collect the unusable samples of a dataset.
 
     Args:
         on_bad_sample: `"raise"` raises at the first bad sample, `"skip"` counts it.
@@ -54,7 +54,7 @@ class BadSamples:
         self.entries.append({"reason": reason, "where": where, "message": message})
 
     def summary(self) -> str:
-        """`3 samples skipped (2 missing, 1 empty_text)`, or `no sample skipped`."""
+        """Counts for a log line: `3 samples skipped (2 missing, 1 empty_text)`, or `no sample skipped`."""
         if not self.counts:
             return "no sample skipped"
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
@@ -66,13 +66,13 @@ class BadSamples:
 
 
 def measure_row(row: dict[str, Any]) -> dict[str, int]:
-    """Open the image of a row and look at its text.
+    """Open a row's image and check its text.
 
     Args:
-        row: `image` (what `open_image` takes) and `text`.
+        row: `image` (anything that `open_image` takes) and `text`.
 
     Returns:
-        `width` and `height` of the image in pixels, as a person sees it.
+        `width` and `height` of the image in pixels, after EXIF rotation.
 
     Raises:
         UnusableSampleError: the image cannot be opened or used, or the text is empty.
@@ -92,18 +92,18 @@ def keep_usable(
     max_samples: int | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Measure every row once, in threads, and keep the rows that can be used.
+    """Measure every row once, in threads, and keep the usable rows.
 
     Args:
         dataset: Columns `image` and `text`.
-        places: From a row's position to its name in messages.
-        bad: Refuses or counts what cannot be used.
-        measure: Raises `UnusableSampleError` for a row that cannot be used; returns the columns to add for any other.
-        max_samples: Stop when this many rows are kept; `None` looks at all.
-        progress: Show a progress bar when it takes more than a second.
+        places: Maps a row's position to its name in messages.
+        bad: Refuses or counts unusable rows.
+        measure: Returns the columns to add for a row, or raises `UnusableSampleError` when the row is unusable.
+        max_samples: Stop after keeping this many rows; `None` checks all.
+        progress: Show a progress bar when the check takes more than a second.
 
     Returns:
-        The rows that are kept, with the measured columns.
+            The kept rows, with the measured columns.
     """
 
     def attempt(row: dict[str, Any]) -> dict[str, int] | UnusableSampleError:
@@ -115,7 +115,7 @@ def keep_usable(
     kept: list[int] = []
     columns: dict[str, list[int]] = defaultdict(list)
     bar = tqdm(total=len(dataset), desc="Checking images", unit="img", disable=not progress, delay=1)
-    # Pillow decodes outside the interpreter lock, so threads are enough.
+    # Pillow decodes outside the GIL, so threads are enough.
     with ThreadPoolExecutor() as pool, bar:
         for start in range(0, len(dataset), _CHUNK):
             chunk = dataset.select(range(start, min(start + _CHUNK, len(dataset))))

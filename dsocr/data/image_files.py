@@ -1,4 +1,4 @@
-"""Opening an image file the way a person sees it: rotated by its EXIF tag, 8 bit, RGB, transparent parts on white."""
+"""Open an image file as a person sees it: rotated by its EXIF tag, 8 bit, RGB, transparent parts on white."""
 
 import io
 from pathlib import Path
@@ -19,15 +19,14 @@ _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class UnreadableImageError(UnusableSampleError):
-    """An image that cannot be used. Its reasons: missing, unreadable, too_small, too_elongated, too_large,
-    outside_folder."""
+    """An image cannot be used. Reasons: missing, unreadable, too_small, too_elongated, too_large, outside_folder."""
 
     def __init__(self, message: str, reason: str = "unreadable"):
         super().__init__(message, reason)
 
 
 def image_name(source: Any) -> str:
-    """A name for messages: the path, or what kind of object the image came as."""
+    """Name an image in messages: its path, or the type of the object."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, dict):
@@ -70,7 +69,7 @@ def _seen_size(image: Image.Image, name: str) -> tuple[int, int]:
     _check_size(image.size, name)
     width, height = image.size
     try:
-        # A PNG may hold its EXIF behind the pixels, which are read for it.
+        # A PNG may store its EXIF tag after the pixels; Pillow then loads them to find it.
         rotated = image.getexif().get(_ORIENTATION_TAG, 1) in _SIDEWAYS
     except _DAMAGE as error:
         raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
@@ -78,20 +77,20 @@ def _seen_size(image: Image.Image, name: str) -> tuple[int, int]:
 
 
 def measure_image_size(source: Any) -> tuple[int, int]:
-    """`(width, height)` in pixels as seen, after EXIF rotation, from the file's header alone.
+    """`(width, height)` in pixels after EXIF rotation, from the file's header alone.
 
     Raises:
-        UnreadableImageError: as `open_image`, but not for damage behind the header.
+        UnreadableImageError: as `open_image`, except for damage behind the header.
     """
     name = image_name(source)
     return _seen_size(_open(source, name), name)
 
 
 def check_image(source: Any) -> tuple[int, int]:
-    """Read a whole file, at the lowest resolution its format allows, to find damage early.
+    """Decode a whole file, at the lowest resolution its format allows, to find damage early.
 
     Returns:
-        `(width, height)` in pixels as seen, after EXIF rotation.
+        `(width, height)` in pixels after EXIF rotation.
 
     Raises:
         UnreadableImageError: as `open_image`.
@@ -100,7 +99,7 @@ def check_image(source: Any) -> tuple[int, int]:
     image = _open(source, name)
     size = _seen_size(image, name)
     try:
-        # A JPEG is decoded at an eighth of its size; every byte is read all the same.
+        # A JPEG is decoded at an eighth of its size; Pillow still goes through every byte.
         image.draft("RGB", (image.width // 8, image.height // 8))
         image.load()
     except _DAMAGE as error:
@@ -110,10 +109,10 @@ def check_image(source: Any) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BIT:
-        # Pillow's own conversion clips at 255 and turns a 16-bit scan white.
+        # Don't use Pillow's own conversion: it clips at 255 and turns a 16-bit scan white.
         return image.point(lambda value: value / 257, "F").convert("L").convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        # Dropping the alpha channel would show whatever colour lies beneath, mostly black: ink on ink.
+        # Put alpha on white: without its alpha channel the hidden colour shows, mostly black, and hides the ink.
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(paper, rgba).convert("RGB")
@@ -124,11 +123,11 @@ def open_image(source: Any) -> Image.Image:
     """Open an image for the model.
 
     Args:
-        source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
+            source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
 
-    Returns:
-        An RGB image, rotated by its EXIF tag; 16-bit grey scaled to 8, CMYK and palettes converted, transparency put
-        on white.
+        Returns:
+            An RGB image, rotated by its EXIF tag; 16-bit grey scaled to 8, CMYK and palettes converted, transparency
+            put on white.
 
     Raises:
         UnreadableImageError: missing, damaged or truncated file; a side under 4 pixels; a strip of more than 100

@@ -1,7 +1,7 @@
-"""One door for data: a metadata file, a folder or a Hub dataset becomes rows of `image` and `text`.
+"""Load rows of `image` and `text` from any source: a metadata file, a folder or a Hub dataset.
 
-Three steps, each done once: parse the table (`_load_table`), choose the rows of a split (`_rows_of`), and measure the rows
-that are left (`keep_usable`).
+Three steps, each done once: parse the table (`_load_table`), choose the rows of a split (`_rows_of`), and measure the
+remaining rows (`keep_usable`).
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from dsocr.data.texts import clean_transcription
 
 
 KEPT_COLUMNS = ("page", "writer", "split")
-# The row's name in messages; dropped before a dataset is handed out.
+# Column with a row's name for messages; removed before a dataset is returned.
 _WHERE = "where"
-# Rows that are kept as Arrow at a time: a table of a million rows is never held as Python objects.
+# Rows per Arrow chunk, so that a table of a million rows is never held as Python objects.
 _CHUNK = 2048
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
@@ -47,13 +47,12 @@ def _find_in_split_folder(folder: Path, split: str) -> Path | None:
 
 
 def _locate(source: str) -> dict[str | None, Path]:
-    """The metadata files of a local source by split (`None` for a file whose rows may be of any split); empty for a Hub
-    id or a folder of Parquet files."""
+    """Metadata files of a local source by split (`None`: rows of any split); empty for a Hub id or Parquet files."""
     path = Path(source)
     if path.is_file():
         return {None: path}
     if not path.is_dir():
-        # A Hub id has one slash at most and no suffix; anything else was meant as a path.
+        # A Hub id has at most one slash and no suffix; the user meant anything else as a path.
         if source.count("/") > 1 or path.suffix or source.startswith((".", "~", "/")):
             raise FileNotFoundError(f"--dataset_name {source}: there is no such file or folder.")
         return {}
@@ -112,20 +111,20 @@ def parse_local_rows(
     text_column: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """Rows of a local source as they stand there: texts untouched, images not opened.
+    """Parse the rows of a local source unchanged: texts not cleaned, images not opened.
 
     Args:
-        source: A metadata file, or a folder with one (with `train/` and `test/` inside: both, with a `split` each).
-        bad: Refuses or counts rows without columns, and paths that leave the folder.
+        source: A metadata file, or a folder with one (with `train/` and `test/` inside: both, each with its `split`).
+        bad: Refuses or counts rows with missing columns, and paths outside the folder.
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         encoding: See `load_ocr_dataset`.
 
     Yields:
-        `(where, {"image", "text", "page", "writer", "split"})`, the last three when they are known.
+            `(where, {"image", "text", "page", "writer", "split"})`, the last three if known.
 
     Raises:
-        FileNotFoundError: no such file, folder, or metadata file in it.
+            FileNotFoundError: no such file or folder, or no metadata file in it.
         ValueError: for a Hub id or a folder of Parquet files.
     """
     located = _locate(str(source))
@@ -142,7 +141,7 @@ def _chunks(rows: Iterator, size: int) -> Iterator[list]:
 
 
 def _to_dataset(rows: Iterator[tuple[str, Row]]) -> Dataset | None:
-    """Rows as an Arrow table of strings, texts in the form that is trained on; `None` when there is no row."""
+    """Put rows into an Arrow table of strings, with texts cleaned for training; `None` without rows."""
     names = ("image", "text", *KEPT_COLUMNS)
     features = datasets.Features({name: datasets.Value("string") for name in (_WHERE, *names)})
     parts = []
@@ -166,14 +165,14 @@ def _load_hub(
     kept = [column for column in KEPT_COLUMNS if column in dataset.column_names and column not in (image, text)]
     dataset = dataset.select_columns([image, text, *kept])
     if isinstance(dataset.features[image], datasets.Image):
-        # Decoded by `open_image` in the workers, like files.
+        # Don't decode here: workers call `open_image`, as for files.
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
     dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (text, "text")) if old != new})
     return dataset.map(lambda row: {"text": clean_transcription(row["text"] or "")}, desc="Cleaning texts")
 
 
 def _rows_of(dataset: Dataset, split: str | None) -> Dataset:
-    """The rows of a split; every row when none is asked for, or when no row says which split it is of."""
+    """Rows of a split; all rows when no split is asked for or the rows name none."""
     if split is None or "split" not in dataset.column_names:
         return dataset
     names = SPLIT_FOLDERS.get(split, (split,))
@@ -181,7 +180,7 @@ def _rows_of(dataset: Dataset, split: str | None) -> Dataset:
 
 
 class Source:
-    """A source of transcribed images whose table is parsed once, however many splits are taken from it.
+    """A source of transcribed images; its table is parsed once for all splits.
 
     Args:
         source: See `load_ocr_dataset`.
@@ -193,7 +192,7 @@ class Source:
         encoding: See `load_ocr_dataset`.
 
     Raises:
-        FileNotFoundError: no such file, folder, or metadata file in it.
+            FileNotFoundError: no such file or folder, or no metadata file in it.
     """
 
     def __init__(
@@ -219,7 +218,7 @@ class Source:
             self._table = _to_dataset(parse_local_rows(source, bad, **columns))
 
     def has_split(self, split: str) -> bool:
-        """Whether there are rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
+        """Whether the source has rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
         if not self._is_local:
             return split in datasets.get_dataset_split_names(self.name, self._hub["config"])
         table = self._table
@@ -233,7 +232,7 @@ class Source:
         max_samples: int | None = None,
         progress: bool = True,
     ) -> Dataset:
-        """The usable rows of a split; the arguments and what is returned are those of `load_ocr_dataset`.
+        """Load the usable rows of a split; arguments and result are those of `load_ocr_dataset`.
 
         Raises:
             ValueError: no row of the split is usable.
@@ -276,30 +275,29 @@ def load_ocr_dataset(
     """Load transcribed images.
 
     Args:
-        source: A `.jsonl`, `.csv` or `.tsv` file; a folder that holds one (also the imagefolder layout, with `train/`
-            and `test/` inside); a folder of Parquet files; or a Hub dataset id. Image paths are relative to the
-            metadata file and must stay inside its folder.
-        split: `"train"` or `"test"`: the sub-folder, the rows of that `split` column, or the Hub's split. `None` takes
-            every row (`train` of a Hub dataset).
-        config: Configuration name of a Hub dataset.
-        revision: Revision of a Hub dataset.
-        image_column: Column of the images when it has an unusual name.
-        text_column: Column of the texts when it has an unusual name.
-        on_bad_sample: `"raise"`, or `"skip"` to count and leave out.
-        bad_samples: Collects the skipped samples over several calls; made from `on_bad_sample` when absent.
-        measure: What is measured of every row, and what makes one unusable. `dsocr.samples.lengths.SampleMeter` also
-            counts tokens, and finds texts and lengths that a model cannot take.
-        max_samples: Stop after this many usable rows.
-        encoding: Encoding of the metadata file, see `parse_table`.
-        progress: Show a progress bar when it takes more than a second.
-
+            source: A `.jsonl`, `.csv` or `.tsv` file; a folder with one (also the imagefolder layout, with `train/` and
+                `test/` inside); a folder of Parquet files; or a Hub dataset id. Image paths are relative to the
+                metadata file and must stay inside its folder.
+            split: `"train"` or `"test"`: the sub-folder, the rows with that `split` value, or the Hub's split. `None`
+                takes every row (`train` of a Hub dataset).
+            config: Configuration name of a Hub dataset.
+            revision: Revision of a Hub dataset.
+            image_column: Column of the images when it has an unusual name.
+            text_column: Column of the texts when it has an unusual name.
+            on_bad_sample: `"raise"`, or `"skip"` to count and leave out.
+            bad_samples: Collects the skipped samples over several calls; made from `on_bad_sample` when absent.
+            measure: Measures each row and raises for an unusable one. `dsocr.samples.lengths.SampleMeter` also counts
+                tokens, and refuses texts and lengths outside the model's limits.
+            max_samples: Stop after this many usable rows.
+            encoding: Encoding of the metadata file, see `parse_table`.
+            progress: Show a progress bar when loading takes more than a second.
     Returns:
-        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped), when they are known `page`, `writer` and
-        `split`, and what was measured (`width`, `height`, ...). Images stay closed until a worker needs them.
+            Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped), if known `page`, `writer` and
+            `split`, and the measured ones (`width`, `height`, ...). Images stay closed until a worker needs them.
 
-    Raises:
-        FileNotFoundError: no such file, folder, or metadata file in it.
-        ValueError: unknown columns, nothing usable in it.
+        Raises:
+            FileNotFoundError: no such file or folder, or no metadata file in it.
+            ValueError: unknown columns, or no usable row.
         BadSampleError: a bad sample, with file and row.
     """
     columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}

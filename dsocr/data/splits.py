@@ -1,4 +1,4 @@
-"""Train and validation splits that do not share a page."""
+"""Split rows into train and validation sets without a shared page."""
 
 import logging
 import math
@@ -13,10 +13,10 @@ from dsocr.data.texts import name_script
 
 logger = logging.getLogger(__name__)
 
-# The CER at which the width of an interval is foretold, and the width from which it is too wide to tell much.
+# The forecast of an interval assumes this CER; warn if its half width exceeds WIDE.
 TYPICAL_CER, WIDE = 0.1, 0.03
 # Errors come in clusters: bootstrap intervals over lines were about twice as wide as those of independent characters
-# (the demonstration's 100 held-out lines: 0.052 against 0.027 to either side).
+# (on the demonstration's 100 held-out lines: 0.052 against 0.027 to either side).
 _CLUSTERING = 2.0
 
 
@@ -26,7 +26,7 @@ def _known(dataset: Dataset, column: str) -> list[str] | None:
 
 
 def _page_names(dataset: Dataset) -> list[str]:
-    """Page of every line, else its writer, else a name of its own."""
+    """Page of every line, else its writer, else a unique name."""
     names = _known(dataset, "page") or _known(dataset, "writer")
     if names is None:
         logger.warning("no page is known for every line: the split is by line, so a page may be on both sides")
@@ -35,7 +35,7 @@ def _page_names(dataset: Dataset) -> list[str]:
 
 
 def _strata(pages: list[str], texts: list[str], seed: int) -> list[list[str]]:
-    """Shuffled pages by the script that most of their lines are written in."""
+    """Shuffled pages, grouped by the script of most of their lines."""
     scripts: dict[str, Counter[str]] = defaultdict(Counter)
     for page, text in zip(pages, texts, strict=True):
         scripts[page][name_script(text)] += 1
@@ -56,15 +56,14 @@ def _divide(dataset: Dataset, pages: list[str], held_out: set[str]) -> tuple[Dat
 
 
 def split_by_page(dataset: Dataset, validation_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split into train and validation by page where it is known, else by writer, else by line, each script in its share.
+    """Split into train and validation by page if known, else by writer, else by line, each script in its share.
 
-    Lines of one page look alike (same hand, ink and paper), so a page on both sides makes the error rate look better
-    than it is.
+    Lines of one page look alike (same hand, ink and paper), so a page on both sides makes the error rate too good.
 
     Args:
-        dataset: Columns `text` and, if they are known, `page` or `writer`.
-        validation_fraction: Share of the rows to hold out, in (0, 1); whole pages of each script are taken until it is
-            reached. The last page of a script stays in train.
+            dataset: Columns `text` and, if known, `page` or `writer`.
+            validation_fraction: Share of the rows to hold out, in (0, 1); whole pages of each script are held out until
+                it is reached. The last page of a script stays in train.
         seed: Seed of the choice.
 
     Returns:
@@ -88,13 +87,13 @@ def split_by_page(dataset: Dataset, validation_fraction: float, seed: int = 0) -
 
 
 def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """One fold of a cross-validation: every page is held out in exactly one fold, each script spread over all.
+    """Split off one fold of a cross-validation: every page is held out in exactly one fold, scripts evenly.
 
     Args:
         dataset: As in `split_by_page`.
-        fold: Which fold to hold out, from 1.
-        n_folds: How many there are, at least 2.
-        seed: Seed of the choice, the same for all folds.
+            fold: Number of the fold to hold out, from 1.
+            n_folds: Number of folds, at least 2.
+            seed: Seed of the choice; use the same for all folds.
 
     Returns:
         `(train, validation)`.
@@ -107,7 +106,7 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
     pages = _page_names(dataset)
     lines_of, sizes, held_out = Counter(pages), [0] * n_folds, set()
     for stratum in _strata(pages, dataset["text"], seed):
-        # The largest pages first, each into the fold that has the fewest lines.
+        # Put the largest pages first, each into the fold with the fewest lines.
         for page in sorted(stratum, key=lambda name: -lines_of[name]):
             smallest = sizes.index(min(sizes))
             sizes[smallest] += lines_of[page]
@@ -117,7 +116,7 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
 
 
 def expected_half_width(texts: list[str], cer: float = TYPICAL_CER) -> float:
-    """How far the 95 % interval of a CER will reach to either side on these texts, roughly.
+    """Rough forecast of a CER's 95 % interval on these texts: its reach to either side.
 
     Example:
         >>> round(expected_half_width(["x" * 10] * 90), 3)
@@ -128,7 +127,7 @@ def expected_half_width(texts: list[str], cer: float = TYPICAL_CER) -> float:
 
 
 def warn_about_width(held_out: Dataset) -> bool:
-    """Say so when a held-out set is too small for the difference that one wants to see; returns whether it was said."""
+    """Warn when a held-out set is too small to show usual differences in CER; returns whether it warned."""
     width = expected_half_width(held_out["text"])
     if width <= WIDE:
         return False

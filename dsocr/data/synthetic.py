@@ -1,6 +1,6 @@
-"""Rendered lines of text, printed or handwritten, from the fonts of this package: deterministic by seed, endless.
+"""Render lines of text, printed or handwritten, in this package's fonts: an endless stream, deterministic by seed.
 
-Every random choice comes from one `random.Random`, so a seed fixes the images to the bit on one version of Pillow.
+Every random choice comes from one `random.Random`, so a seed fixes the images to the bit for one version of Pillow.
 """
 
 import json
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 FONT_FOLDER = files("dsocr.data") / "fonts"
 PRINT_FONTS = ("PTSans", "PTSerif", "Lora", "OpenSans", "RobotoMono")
 HANDWRITING_FONTS = ("Caveat", "MarckScript", "Comforter", "GreatVibes", "Pacifico", "Neucha", "Pangolin")
-# Never trained on; they stand for a hand that the model has not seen.
+# Never used in training: these fonts stand for a hand that the model has not seen.
 HELD_OUT_FONTS = ("BadScript", "ShantellSans")
 FONTS = {"print": PRINT_FONTS, "handwriting": HANDWRITING_FONTS, "unseen_handwriting": HELD_OUT_FONTS}
 
@@ -26,7 +26,7 @@ LETTERS = {
     "latin": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
     "russian": "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдеёжзийклмнопрстуфхцчшщъыьэюя",
 }
-# Letters that look alike in both scripts; a line of nothing else could be either.
+# Letters that look alike in both scripts; a line of these alone could belong to either.
 LOOK_ALIKES = frozenset("ABCEHKMOPTXaceopxyАВСЕНКМОРТХасеорху")
 WORD_FILES = {"latin": "en.txt", "russian": "ru.txt"}
 DIGITS = "0123456789"
@@ -39,7 +39,7 @@ class SyntheticLine:
 
     Attributes:
         image: RGB image.
-        text: What it says.
+            text: Text on the image.
         script: `latin` or `russian`.
         font: Name of the font.
     """
@@ -67,7 +67,7 @@ def _random_word(rng: random.Random, script: str) -> str:
         word = rng.choice(load_words(script))
         return word.capitalize() if rng.random() < 0.2 else word
     if kind < 0.9:
-        # Random letters, so that reading cannot be replaced by guessing words.
+        # Use random letters too: a model cannot guess them as it guesses words.
         letters = "".join(rng.choices(LETTERS[script], k=rng.randint(1, 7)))
         return letters if rng.random() < 0.25 else letters.lower()
     return "".join(rng.choices(DIGITS, k=rng.randint(1, 4)))
@@ -79,9 +79,9 @@ def _tells_script(text: str) -> bool:
 
 
 def random_text(rng: random.Random, script: str, min_length: int, max_length: int) -> str:
-    """A line of words, random letters, digits and punctuation with `min_length` to `max_length` characters.
+    """Random words, letters, digits and punctuation, `min_length` to `max_length` characters.
 
-    A line that has letters has one at least that belongs to its script alone.
+    A line with letters has at least one that belongs to its script alone.
     """
     while True:
         length = rng.randint(min_length, max_length)
@@ -94,7 +94,7 @@ def random_text(rng: random.Random, script: str, min_length: int, max_length: in
 
 
 def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, int], handwriting: bool) -> Image.Image:
-    """The ink as an `L` mask of `size`, scaled down when the line would not fit."""
+    """Draw the ink as an `L` mask of `size`; scale it down if the line is too long."""
     width, height = size
     points = rng.randint(round(height * 0.5), round(height * 0.72))
     font = _load_font(font_name, points)
@@ -111,7 +111,7 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
             x += font.getlength(character) + spacing * rng.random()
     else:
         draw.text((margin, points * 0.4), text, fill=255, font=font)
-    # Italics and slightly turned scans of print, the slant of a hand.
+    # Slant and tilt: always for handwriting, sometimes for print (italics, turned scans).
     if handwriting or rng.random() < 0.4:
         slant = rng.uniform(-0.1, 0.35)
         tilt = rng.uniform(-0.02, 0.02)
@@ -178,13 +178,13 @@ def render_line(text: str, font: str, rng: random.Random, *, size: tuple[int, in
     """Render one line.
 
     Args:
-        text: The text; it is scaled down when it would not fit.
-        font: A name from `FONTS`; the handwriting ones get jitter, slant, wobble and worn, ruled or squared paper.
+            text: The text; scaled down if it is too long.
+            font: A name from `FONTS`; handwriting fonts get jitter, slant, wobble and worn, ruled or squared paper.
         rng: Source of every random choice.
         size: `(width, height)` of the image in pixels.
 
     Returns:
-        An RGB image of that size.
+            An RGB image of the given size.
     """
     handwriting = font not in PRINT_FONTS
     mask = _draw_text(rng, text, font, size, handwriting)
@@ -207,16 +207,16 @@ def generate_lines(
     size: tuple[int, int] = (240, 40),
     fonts: tuple[str, ...] | None = None,
 ) -> Iterator[SyntheticLine]:
-    """An endless stream of rendered lines.
+    """Render an endless stream of lines.
 
     Args:
         style: `print`, `handwriting` or `unseen_handwriting` (the two held-out fonts).
-        seed: Seed; two seeds give different lines.
-        scripts: Scripts to draw from.
-        min_length: Fewest characters.
-        max_length: Most characters.
-        size: `(width, height)` of every image in pixels.
-        fonts: Some of the style's fonts, in place of all.
+            seed: Seed; different seeds give different lines.
+            scripts: Scripts to draw from.
+            min_length: Fewest characters.
+            max_length: Most characters.
+            size: `(width, height)` of every image in pixels.
+            fonts: Restrict the style to these of its fonts.
 
     Raises:
         ValueError: for an unknown style, script or font.
@@ -237,7 +237,7 @@ def generate_lines(
 
 
 def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
-    """Write lines as PNG files with a `metadata.jsonl` that `load_ocr_dataset` reads; returns its path."""
+    """Write lines as PNG files with a `metadata.jsonl` for `load_ocr_dataset`; returns its path."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     metadata = folder / "metadata.jsonl"

@@ -1,4 +1,4 @@
-"""Readers of metadata files: JSON lines, and CSV or TSV with or without a header."""
+"""Parse metadata files: JSON lines, and CSV or TSV with or without a header."""
 
 import codecs
 import csv
@@ -17,9 +17,9 @@ SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
 def _read_lines(path: Path, encoding: str | None, newline: str | None = None) -> Iterator[str]:
-    """Lines of a file, one at a time, with their ends."""
+    """Yield the lines of a file one at a time, with their line ends."""
     if encoding is None:
-        # Excel's "Unicode text" is UTF-16 and says so in its first two bytes.
+        # Excel's "Unicode text" is UTF-16 with a byte order mark in its first two bytes.
         with path.open("rb") as file:
             encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
@@ -51,7 +51,7 @@ def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[t
 
 def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     separator = SEPARATORS[path.suffix.lower()]
-    # The csv module wants the ends of lines as they stand, for those inside quotes.
+    # Keep line ends as they are: the csv module needs those inside quotes.
     lines = _read_lines(path, encoding, newline="")
     first = next(lines, "")
     names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
@@ -64,7 +64,7 @@ def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterat
             else:
                 yield number, row
         return
-    # Without a header: path, separator, and the rest of the line, which may hold the separator again.
+    # Without a header a line is: path, separator, text. The text may contain the separator again.
     for number, line in enumerate(chain([first], lines), start=1):
         if not line.strip():
             continue
@@ -76,16 +76,16 @@ def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterat
 
 
 def parse_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Rows of a metadata file with their line numbers (from 1), read as they are taken: the file is never held whole.
+    """Yield a metadata file's rows with their line numbers (from 1); the file is never held whole.
 
     Args:
         path: The file.
         bad: Refuses or counts damaged rows.
-        encoding: Its encoding; `None` takes UTF-16 when it begins with that mark, else UTF-8.
+        encoding: The file's encoding; `None` takes UTF-16 if the file begins with that mark, else UTF-8.
 
     Raises:
-        ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
-        BadSampleError: for a damaged row, unless it is to be skipped.
+            ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
+            BadSampleError: for a damaged row, unless bad rows are skipped.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
@@ -96,10 +96,10 @@ def parse_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Ite
 
 
 def find_column(names: list[str], known: tuple[str, ...], wanted: str | None, flag: str, where: str) -> str:
-    """The column that holds the images or the texts.
+    """Choose the column of the images or of the texts.
 
     Raises:
-        ValueError: when the wanted column, or any known one, is not there; the columns that are there are named.
+        ValueError: when the wanted column, or every known one, is missing; the message lists the file's columns.
     """
     if wanted is not None:
         if wanted not in names:

@@ -1,4 +1,4 @@
-"""What is done to a text: the form that is trained on, the form that is compared, and the script that it is written in."""
+"""Normalise texts for training and for comparison, and name the script of a text."""
 
 import unicodedata
 
@@ -7,12 +7,13 @@ _SCRIPTS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "CJK", "HIRAGANA",
 
 
 def clean_transcription(text: str) -> str:
-    """The form that is trained on: Unicode NFC, without white space at either end. Line breaks stay."""
+    """Normalise a text for training: Unicode NFC, no white space at either end. Line breaks stay."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def normalize(text: str) -> str:
-    """The form that is compared: NFC, every run of white space one blank. Letters are never mapped (yo stays yo)."""
+    """Normalise a text for comparison: NFC, runs of white space to one blank. Letters are never mapped (yo stays
+    yo)."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

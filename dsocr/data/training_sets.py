@@ -1,4 +1,4 @@
-"""The sets of one training run: train, held out, and further named ones."""
+"""Load the sets of a training run: train, held out, and further named ones."""
 
 import logging
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ TRAIN_SAMPLE = 50
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which rows of a source are trained on, and which are held out.
+    """Options of a run's data: splits, columns, limits.
 
     Attributes:
         train_split: Split to train on.
@@ -28,8 +28,8 @@ class DataOptions:
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         validation_fraction: Share of the rows to hold out, by page, when there is no test split.
-        fold: `2/5` holds out the second of five folds, also when the source has a test split of its own, which is then
-            not looked at.
+            fold: `2/5` holds out the second of five folds, also when the source has its own test split; that split is
+                then ignored.
         max_train_samples: Upper limit of the training set.
         max_eval_samples: Upper limit of each evaluated set.
         extra: Further held-out sets as `NAME=PATH` words.
@@ -54,8 +54,8 @@ class TrainingSets:
     """Datasets of a run, each with columns `image` and `text`.
 
     Attributes:
-        train: What is trained on.
-        held_out: What checkpoints are chosen by.
+            train: Training rows.
+            held_out: Rows for choosing a checkpoint.
         extra: Further held-out sets, by name.
     """
 
@@ -65,12 +65,12 @@ class TrainingSets:
 
     @property
     def evaluated(self) -> dict[str, Dataset]:
-        """Every set that is read before and after training, the held-out one first."""
+        """Every set to read before and after training, the held-out one first."""
         return {HELD_OUT: self.held_out, **self.extra}
 
     @property
     def train_sample(self) -> Dataset:
-        """At most 50 lines of the training set, evenly spread, to be read after training."""
+        """At most 50 lines of the training set, evenly spread, for the model to read after training."""
         step = max(1, len(self.train) // TRAIN_SAMPLE)
         return self.train.select(range(0, len(self.train), step)[:TRAIN_SAMPLE])
 
@@ -90,12 +90,12 @@ def _parse_fold(word: str) -> tuple[int, int]:
 
 
 def _draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    # A prefix of the file would be one page; a seeded draw is spread over all of them.
+    # Draw at random: the first rows of the file may all come from one page.
     return dataset if count is None or len(dataset) <= count else dataset.shuffle(seed).select(range(count))
 
 
 def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dataset, Dataset]:
-    """Train and held-out rows of one source."""
+    """Divide one source into train and held-out rows."""
     brings_test = source.has_split(options.test_split)
     if options.fold is not None:
         train = source.load(options.train_split if brings_test else None, measure=measure)
@@ -109,17 +109,17 @@ def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dat
 def load_training_sets(
     source: str | Path, measure: Measure, bad_samples: BadSamples, options: DataOptions = DataOptions()
 ) -> TrainingSets:
-    """Load the sets of a run; when the source has no test split, whole pages are held out.
+    """Load the sets of a run; if the source has no test split, hold out whole pages.
 
     Args:
-        source: What `load_ocr_dataset` takes.
-        measure: What is measured of every row; `dsocr.samples.lengths.SampleMeter` also finds texts and lengths that
-            the model cannot take.
+        source: Anything that `load_ocr_dataset` takes.
+        measure: Measures each row; `dsocr.samples.lengths.SampleMeter` also refuses texts and lengths outside the
+            model's limits.
         bad_samples: Refuses or collects bad samples.
-        options: Which rows go where.
+        options: Splits, columns and limits.
 
     Raises:
-        As `load_ocr_dataset` and `split_by_page`; ValueError for a word in `options.extra` that is not NAME=PATH.
+            As `load_ocr_dataset` and `split_by_page`; ValueError when an entry of `options.extra` is not NAME=PATH.
     """
     named = dict(_parse_named_path(word) for word in options.extra)
     image_column, text_column = options.image_column, options.text_column

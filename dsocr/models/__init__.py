@@ -1,7 +1,7 @@
 """MODEL: checkpoints, adapters, 4-bit weights, merging and export.
 
-Importing this package registers two repaired checkpoint rules with transformers (`dsocr.models.checkpoint_rules`); that is
-its only side effect.
+Importing this package has one side effect: it registers two repaired checkpoint rules with transformers
+(`dsocr.models.checkpoint_rules`).
 """
 
 from dsocr.models.checkpoint_rules import repair_checkpoint_rules

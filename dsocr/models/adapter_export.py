@@ -1,8 +1,8 @@
-"""Adapters in the names of the published checkpoint, for servers that apply LoRA while they load upstream's weights.
+"""Export an adapter under upstream's tensor names, for servers that apply LoRA to upstream's checkpoint.
 
-The published checkpoint has one linear layer per expert, with gate and up apart. A LoRA on a stacked weight is, expert
-for expert, a LoRA on those layers, so it is split without loss. Where upstream has fused what is apart here (q, k and v of
-v1's CLIP), no such adapter exists, and the export is refused.
+Upstream's checkpoint has separate linear layers (gate, up, down) for every expert. A LoRA on a stacked weight equals
+one LoRA per expert's layer, so it is split without loss. Upstream fuses some layers that are separate here (q, k and v
+of v1's CLIP); no upstream adapter can express a LoRA on one of them, so the export is refused.
 """
 
 import re
@@ -22,10 +22,10 @@ _STACKED = re.compile(r"(.*\.mlp\.experts)((?:\.base_layer)?)$")
 
 
 def upstream_module_name(model: PreTrainedModel, name: str) -> str | None:
-    """Upstream's name of a linear layer, `None` when upstream has it fused with others.
+    """Upstream's name of a linear layer; `None` if upstream fuses it with others.
 
     Args:
-        model: The native model (its checkpoint rules are used).
+            model: The native model; its checkpoint rules give the name.
         name: Native path of the layer, `model.language_model.layers.0.self_attn.q_proj`.
     """
     weight = model.get_submodule(name).weight
@@ -33,14 +33,14 @@ def upstream_module_name(model: PreTrainedModel, name: str) -> str | None:
     if len(found) != 1 or not found[0].endswith(".weight"):
         return None
     renamed = found[0].removesuffix(".weight")
-    # A rule that joins several layers renames the first of them alone as well.
+    # A rule that fuses several layers also renames the first of them when it comes alone: compare the last part.
     return renamed if renamed.rpartition(".")[2] == name.rpartition(".")[2] or "projector" in name else None
 
 
 def _split_expert_pairs(
     experts: str, which: str, down: torch.Tensor, up: torch.Tensor, n_experts: int
 ) -> dict[str, torch.Tensor]:
-    """PEFT's stacked factors `[r * E, in]`, `[out, r * E]` -> a pair `[r, in]`, `[out, r]` for every expert's layer."""
+    """Split PEFT's stacked factors `[r * E, in]`, `[out, r * E]` into `[r, in]`, `[out, r]` per expert's layer."""
     first = down.reshape(n_experts, -1, down.shape[-1])
     second = up.reshape(up.shape[0], -1, n_experts).permute(2, 0, 1)
     names = ("gate_proj", "up_proj") if which == "gate_up_proj" else ("down_proj",)
@@ -54,12 +54,12 @@ def _split_expert_pairs(
 
 
 def _stacked_parameter(name: str) -> str:
-    # PEFT nests one wrapper per parameter, in the order of the module's parameters: the outer one has the last.
+    # PEFT nests one wrapper per parameter, in the module's parameter order: the last parameter has the outer wrapper.
     return "gate_up_proj" if name.endswith(".base_layer") else "down_proj"
 
 
 def upstream_adapter(model: PreTrainedModel, stored: dict[str, torch.Tensor], parameters: list[str]) -> dict:
-    """Rename an adapter's tensors, splitting those on stacked experts.
+    """Rename an adapter's tensors, and split those of stacked experts.
 
     Args:
         model: The native base model.
@@ -67,10 +67,10 @@ def upstream_adapter(model: PreTrainedModel, stored: dict[str, torch.Tensor], pa
         parameters: The adapter's `target_parameters`.
 
     Returns:
-        Tensors by upstream's names, PEFT's prefix and suffixes included.
+            Tensors by upstream's name, with PEFT's prefix and suffixes.
 
-    Raises:
-        ValueError: naming a layer that upstream has fused with others.
+        Raises:
+            ValueError: if upstream fuses an adapted layer with others; the message names it.
     """
     both = len({parameter.rpartition(".")[2] for parameter in parameters}) == 2
     exported: dict[str, torch.Tensor] = {}
@@ -103,14 +103,14 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
 
     Args:
         model: The native base model.
-        folder: The adapter as the training run saved it.
+            folder: Folder of the saved adapter.
         output_dir: Where to write `adapter_model.safetensors` and `adapter_config.json`.
 
     Returns:
         The number of tensors written.
 
     Raises:
-        ValueError: when the adapter uses what has no upstream form (a fused layer, DoRA, biases, saved modules).
+            ValueError: if the adapter has no upstream form (a fused layer, DoRA, biases, saved modules).
     """
     folder, output_dir = Path(folder), Path(output_dir)
     config = load_json(folder / ADAPTER_CONFIG_NAME)
@@ -121,7 +121,7 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
     exported = upstream_adapter(model, stored, config.get("target_parameters") or [])
     output_dir.mkdir(parents=True, exist_ok=True)
     save_file(exported, output_dir / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-    # Full paths: a bare name would match layers of the vision encoders too.
+    # Use full paths: a bare name would match layers of the vision encoders too.
     config["target_modules"] = sorted({key.removeprefix(_PREFIX).partition(".lora_")[0] for key in exported})
     config["target_parameters"] = None
     config["auto_mapping"] = None

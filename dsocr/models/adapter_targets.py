@@ -1,4 +1,4 @@
-"""Whether LoRA's targets are what they seem, checked before PEFT is let near the model."""
+"""Check LoRA's targets against the model before PEFT changes it."""
 
 import re
 
@@ -15,18 +15,18 @@ def _is_target(name: str, targets: str | list[str] | set[str] | None) -> bool:
 
 
 def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
-    """Check a LoRA configuration against a model, and fit it to 4-bit experts where there are any.
+    """Check a LoRA configuration against a model, and adapt it to 4-bit experts if there are any.
 
     Args:
         model: A bare native model, quantised or not.
-        config: The configuration; it is changed in place.
+            config: The configuration; changed in place.
 
     Returns:
         The same configuration.
 
     Raises:
-        ValueError: when a target module is the routed experts, which are no linear layers, or a target parameter names
-            none of the model's stacked weights.
+            ValueError: when a target module is the routed experts (stacked parameters, not linear layers), or a target
+                parameter names none of the model's stacked weights.
     """
     experts = {
         name: module
@@ -54,15 +54,15 @@ def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
                 "are mlp.experts.gate_up_proj and mlp.experts.down_proj."
             )
     if getattr(model, "is_loaded_in_4bit", False):
-        # Here, because it brings in bitsandbytes.
+        # Import here: this module imports bitsandbytes.
         from dsocr.models.expert_lora import adapt_experts
 
         adapt_experts(config)
     return config
 
 
-# Attention, dense MLP and shared experts of the language model; right for v1 and v2, bare and 4-bit. The vision encoders
-# have q_proj and v_proj too, so a bare name would put most of the adapter there.
+# Attention, dense MLP and shared experts of the language model, for v1 and v2, bare and 4-bit. Don't use bare names:
+# the vision encoders have q_proj and v_proj too, and would get most of the adapter.
 LANGUAGE_MODEL_TARGETS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(shared_experts\.)?(gate|up|down)_proj)"
 )

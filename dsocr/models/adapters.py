@@ -1,4 +1,4 @@
-"""Saving what an adapter belongs to, and loading an adapter strictly."""
+"""Save an adapter with the identity of its base model, and load adapters strictly."""
 
 import hashlib
 import logging
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdapterIdentity:
-    """What an adapter belongs to, beside its base's fingerprint.
+    """Identity of an adapter's base model and processor, stored beside the base's fingerprint.
 
     Attributes:
         base_model_name_or_path: Hub id or folder of the base.
         revision: Commit, branch or tag of a Hub id.
-        processor: Version, image mode, layout and prompt, as `OcrProcessor.to_dict` has them.
+            processor: Version, image mode, layout and prompt, from `OcrProcessor.to_dict`.
     """
 
     base_model_name_or_path: str
@@ -36,7 +36,7 @@ class AdapterIdentity:
     processor: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields on one level, for `dsocr_adapter.json` and `ocr_results.json`."""
+        """All fields in one flat dictionary, for `dsocr_adapter.json` and `ocr_results.json`."""
         names = {"base_model_name_or_path": self.base_model_name_or_path, "revision": self.revision}
         return names | self.processor
 
@@ -44,8 +44,8 @@ class AdapterIdentity:
 def base_fingerprint(model: nn.Module) -> str:
     """SHA-256 over small, never quantised tensors of the base (routers, norms, separators), rounded to bf16.
 
-    Two checkpoints of one architecture (v1 and Unlimited-OCR, say) have the same names and shapes, so shapes alone
-    cannot tell that an adapter is put on the wrong base. The value is the same for an fp32, a bf16 and a 4-bit copy.
+    Two checkpoints of one architecture (v1 and Unlimited-OCR, say) have the same names and shapes, so only the weights
+    can reveal the wrong base. The value is the same for an fp32, a bf16 and a 4-bit copy.
     """
     base = bare_model(model)
     digest = hashlib.sha256()
@@ -58,35 +58,35 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
-    """SHA-256 of a saved adapter's weights; another training run in the same folder has another one."""
+    """SHA-256 of a saved adapter's weights; it changes when another run overwrites the folder."""
     with (Path(folder) / ADAPTER_WEIGHTS_NAME).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_adapter_card(folder: str | Path, model: nn.Module, identity: AdapterIdentity | None = None) -> Path:
-    """Write `dsocr_adapter.json` beside an adapter: its base's fingerprint, name and revision, image mode and prompt, so
-    that loading it needs no second guess."""
+    """Write `dsocr_adapter.json` beside an adapter: fingerprint, name and revision of its base, image mode and prompt,
+    so nobody has to guess them when loading."""
     card = {"base_fingerprint": base_fingerprint(model), **(identity.to_dict() if identity else {})}
     return write_json(Path(folder) / ADAPTER_CARD_NAME, card)
 
 
 def load_adapter_card(folder: str | Path) -> dict:
-    """The content of `dsocr_adapter.json`, `{}` when the adapter was saved by another tool."""
+    """Load `dsocr_adapter.json`; `{}` when another tool saved the adapter."""
     return load_json(Path(folder) / ADAPTER_CARD_NAME, {})
 
 
 def find_base(folder: str | Path) -> tuple[str, str | None]:
-    """Name and revision (`None` for a local folder) of the base that an adapter was trained on.
+    """Name and revision (`None` for a local folder) of an adapter's base model.
 
     Raises:
-        ValueError: when the adapter does not say.
+        ValueError: when the adapter names no base.
     """
     folder = Path(folder)
     card, saved = load_adapter_card(folder), load_json(folder / ADAPTER_CONFIG_NAME, {})
     base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder} does not say what its base model is; give --model_name_or_path.")
-    # A base beside the adapter (the demonstration's) is found wherever the run folder was moved to.
+    # The demonstration saves its base beside the adapter: look there, so that the run folder can be moved.
     beside = folder / Path(base).name
     base = str(beside) if not Path(base).is_dir() and beside.is_dir() else base
     return base, None if Path(base).is_dir() else card.get("revision") or saved.get("revision")
@@ -128,7 +128,7 @@ def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapt
 
 
 def check_loaded_adapter(model: PeftModel, path: str | Path, adapter_name: str = "default") -> int:
-    """Prove that a loaded adapter is tensor for tensor the one in a folder; returns the number of tensors.
+    """Check that a loaded adapter equals the saved one, tensor for tensor; returns the number of tensors.
 
     Raises:
         FileNotFoundError: when a file of the adapter is missing.
@@ -147,14 +147,14 @@ def load_adapter(
     is_trainable: bool = False,
     allow_other_base: bool = False,
 ) -> PeftModel:
-    """Put a saved adapter on a base model, and prove that every tensor arrived.
+    """Put a saved adapter on a base model, and check that every tensor arrived.
 
     Args:
-        model: The bare base model, or a `PeftModel` that gets one adapter more.
+        model: The bare base model, or a `PeftModel` to add one more adapter to.
         path: Folder with `adapter_config.json` and `adapter_model.safetensors`.
         adapter_name: Name inside the `PeftModel`.
         is_trainable: Whether the adapter's parameters require a gradient.
-        allow_other_base: Load it although it was trained on a base with other weights.
+            allow_other_base: Load the adapter even if it was trained on a base with other weights.
 
     Returns:
         The `PeftModel`.
@@ -174,7 +174,7 @@ def load_adapter(
         )
     try:
         with warnings.catch_warnings():
-            # PEFT warns where `_check_every_tensor` raises.
+            # Hide PEFT's warning: `_check_every_tensor` raises an error for the same fault.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             if isinstance(model, PeftModel):
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
@@ -192,17 +192,17 @@ def load_adapter(
 
 
 def verify_saved_adapter(model: nn.Module, path: str | Path) -> int:
-    """Load a just saved adapter back beside the trained one, strictly, and compare every tensor of the two.
+    """Reload a just-saved adapter strictly beside the trained one, and compare all their tensors.
 
     Args:
         model: The trained `PeftModel`. A model without an adapter (full fine-tuning) is left alone.
-        path: Where it was saved.
+        path: Folder of the saved adapter.
 
     Returns:
         The number of tensors, 0 without an adapter.
 
     Raises:
-        ValueError: when a tensor does not come back as it was trained.
+            ValueError: when a reloaded tensor differs from the trained one.
     """
     if not isinstance(model, PeftModel):
         return 0

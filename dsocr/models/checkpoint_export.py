@@ -1,7 +1,7 @@
-"""Writing a model as a checkpoint in upstream's own layout, or in transformers' native one.
+"""Write a model as a checkpoint in upstream's layout or in transformers' native one.
 
-Upstream's layout is what the released checkpoints have: its tensor names, one tensor per expert, its config.json. Two
-tensors of v1's CLIP are never used by the model and unknown to the native classes; they are carried over from the base.
+Upstream's layout is the released checkpoints' own: their tensor names, one tensor per expert, their config.json. v1's
+CLIP has two tensors that the model never uses and the native classes do not know; they are copied from the base.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 LAYOUTS = ("upstream", "native")
 SHARD_SIZE = "4GB"
 _CLIP = "model.vision_model.embeddings"
-# Never copied: weights are written anew, and the run's own files belong to the run.
+# Never copied: the export writes new weights, and the run's own files belong to the run.
 _SKIPPED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".md", ".png", ".jpg", ".log")
 _SKIPPED_NAMES = ("config.json", "adapter_config.json", "dsocr_adapter.json", "processor_config.json")
 
@@ -37,22 +37,22 @@ def _find_in_checkpoint(folder: Path, name: str) -> torch.Tensor | None:
 
 
 def unused_tensors(model: PreTrainedModel, base: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of upstream's v1 that the native model drops, from the base checkpoint where it has them.
+    """The tensors of upstream's v1 that the native model drops, from the base checkpoint if it has them.
 
     Args:
         model: The native model.
         base: Local folder of the base checkpoint.
 
     Returns:
-        By upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids `[1, positions]`;
-        nothing for v2.
+            Tensors by upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids
+            `[1, positions]`; none for v2.
     """
     if model_version(model.config) == "v2":
         return {}
     clip = model.config.vision_config.encoder_config
     positions = (clip.image_size // clip.patch_size) ** 2 + 1
     absent = {
-        # No forward reads it: CLIP gets SAM's features instead of pixels.
+        # No forward uses it: CLIP gets SAM's features instead of pixels.
         f"{_CLIP}.patch_embedding.weight": torch.zeros(clip.hidden_size, 3, clip.patch_size, clip.patch_size),
         f"{_CLIP}.position_ids": torch.arange(positions).expand(1, -1).clone(),
     }
@@ -79,14 +79,14 @@ def upstream_state_dict(model: PreTrainedModel, base: str | Path, dtype: torch.d
 
 def _own_copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-    # An expert is a slice of a stack, which safetensors refuses to save.
+    # An expert is a view into its stack, and safetensors refuses to save a view: copy it.
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def copy_small_files(base: str | Path, folder: str | Path) -> list[str]:
-    """Copy tokenizer, generation config and the like from a base checkpoint; returns their names.
+    """Copy tokenizer, generation config and other small files from a base checkpoint; returns their names.
 
-    Code files (`*.py`) of upstream's repository come along unread: its config.json refers to them.
+    Upstream's code files (`*.py`) are copied but never executed: its config.json refers to them.
     """
     copied = []
     for path in sorted(Path(base).iterdir()):
@@ -97,12 +97,12 @@ def copy_small_files(base: str | Path, folder: str | Path) -> list[str]:
 
 
 def choose_layout(base: str | Path) -> str:
-    """The layout that a base checkpoint is in: `"upstream"` or `"native"`."""
+    """Layout of a base checkpoint: `"upstream"` or `"native"`."""
     return "upstream" if load_json(Path(base) / "config.json").get("model_type") == "deepseek_vl_v2" else "native"
 
 
 def upload_checkpoint(folder: str | Path, repository: str) -> None:
-    """Upload a folder to the Hub, as a private repository `user/name`."""
+    """Upload a folder to the Hub as a private repository `user/name`."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -117,8 +117,8 @@ def write_checkpoint(
 
     Args:
         model: The native model, not quantised.
-        folder: Where to; it is created.
-        base: Local folder of the base checkpoint; its config.json and small files are carried over.
+            folder: Output folder; it is created.
+            base: Local folder of the base checkpoint; its config.json and small files are copied.
         layout: `"upstream"` (names, shapes and config keys of the released checkpoint) or `"native"`.
         dtype: Type of the weights.
 
@@ -126,8 +126,8 @@ def write_checkpoint(
         The folder.
 
     Raises:
-        ValueError: for an unknown layout, or `"upstream"` for a base that is not in upstream's layout itself, since then
-            nobody has its config.json.
+            ValueError: for an unknown layout, or for `"upstream"` when the base is in the native layout and so has no
+                upstream config.json to copy.
     """
     folder, base = Path(folder), Path(base)
     if layout not in LAYOUTS:

@@ -1,11 +1,11 @@
-"""A repair of transformers' checkpoint renaming rules, without which saved LoRA adapters do not load back.
+"""Repair transformers' checkpoint renaming rules: without the repair, saved LoRA adapters do not load back.
 
 transformers 5.23 renames upstream's tensors with rules such as `(^|model\\.)layers\\.` -> `\\1language_model.layers.`.
-The second alternative is not anchored, so it also matches inside `language_model.layers.`, and PEFT, which runs the same
-rules over an adapter's keys, turns them into `language_model.language_model.layers.`: every text tensor of the adapter
-is then "missing", and PEFT only warns. The repair anchors the known patterns at the start of the key. It copies the
-rules that the installed transformers has, so other changes upstream are kept, and it does nothing once upstream has
-anchored them itself. It can go when transformers' `conversion_mapping.py` anchors these patterns.
+The second alternative is not anchored, so it also matches inside `language_model.layers.`. PEFT applies the same rules
+to an adapter's keys and turns them into `language_model.language_model.layers.`: every text tensor of the adapter is
+then "missing", and PEFT only warns. The repair anchors the known patterns at the start of the key. It copies the rules
+of the installed transformers, so other upstream changes are kept, and does nothing once upstream has anchored them.
+Remove it when transformers' `conversion_mapping.py` anchors these patterns.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_TYPES = ("unlimited_ocr", "deepseek_ocr2")
 _UNANCHORED = r"(^|model\.)"
-# `^` inside the group keeps the bare-backbone form of a key (`layers.0...`) working, as upstream's rule did.
+# `^` inside the group still matches a bare-backbone key (`layers.0...`), as upstream's rule did.
 _ANCHORED = r"(^model\.|^)"
 _NAMES = ("embed_tokens", "layers", "norm")
 
@@ -41,7 +41,7 @@ def repair_checkpoint_rules() -> dict[str, int]:
     """Anchor the unanchored renaming rules of the DeepSeek-OCR model types.
 
     Returns:
-        The number of rules that were changed, by model type. 0 when upstream (or an earlier call) has anchored them.
+            Number of rules changed, by model type; 0 if upstream (or an earlier call) has anchored them.
     """
     changed = {}
     for model_type in MODEL_TYPES:

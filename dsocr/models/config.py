@@ -1,4 +1,4 @@
-"""Translation of upstream's `config.json` into the native config classes of transformers."""
+"""Translate upstream's `config.json` into the native config classes of transformers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import DeepseekOcr2Config, PreTrainedConfig, UnlimitedOcrConfi
 
 NATIVE_CONFIGS = {"unlimited_ocr": UnlimitedOcrConfig, "deepseek_ocr2": DeepseekOcr2Config}
 
-# Constants of the original code that its config.json does not carry (deepencoder.py, deepencoderv2.py).
+# Constants of upstream's code; its config.json does not carry them (deepencoder.py, deepencoderv2.py).
 SAM_OUTPUT_CHANNELS = 256
 SAM_MLP_RATIO = 4
 CLIP_MLP_RATIO = 4
@@ -35,7 +35,7 @@ _REQUIRED_TEXT_FIELDS = (
     "num_experts_per_tok",
     "first_k_dense_replace",
 )
-# Field -> what upstream's DeepseekV2Config takes when config.json does not name it.
+# Field -> default of upstream's DeepseekV2Config when config.json omits it.
 _OPTIONAL_TEXT_FIELDS = {
     "num_key_value_heads": None,
     "max_position_embeddings": 2048,
@@ -61,7 +61,7 @@ def _check_text(text: dict[str, Any]) -> None:
     missing = [field for field in _REQUIRED_TEXT_FIELDS if field not in text]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; is this the config of a DeepSeek-OCR checkpoint?")
-    # DeepseekV2Config's default for use_mla is True, so a config that is silent about it asks for MLA.
+    # DeepseekV2Config's default for use_mla is True, so a config without the field asks for MLA.
     if text.get("use_mla", True):
         _refuse("use_mla", text.get("use_mla", True), "it has multi-head attention, not multi-head latent attention")
     if text.get("norm_topk_prob", False):
@@ -82,7 +82,7 @@ def _text_config(text: dict[str, Any]) -> dict[str, Any]:
     _check_text(text)
     config = {field: text[field] for field in _REQUIRED_TEXT_FIELDS if field != "first_k_dense_replace"}
     config |= {field: text.get(field, default) for field, default in _OPTIONAL_TEXT_FIELDS.items()}
-    # No pad_token_id here: as an nn.Embedding padding index it would keep that row from being trained.
+    # Set no pad_token_id here: nn.Embedding would take it as padding_idx and never train that row.
     dense = text["first_k_dense_replace"]
     config["mlp_layer_types"] = ["dense" if i < dense else "sparse" for i in range(config["num_hidden_layers"])]
     theta = float(text.get("rope_theta", 10_000.0))
@@ -108,8 +108,8 @@ def _v1_config(raw: dict[str, Any], text: dict[str, Any]) -> UnlimitedOcrConfig:
     sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
     if clip["width"] != sam["downsample_channels"][-1]:
         _refuse("vision_config.width", vision["width"], "SAM's last channel count and CLIP's width must be equal")
-    # The native class is Unlimited-OCR's. Its default reference sliding window of 128 tokens is invisible in training
-    # and in short generations, and wrong from generated token 129 on, so every layer is set to full attention.
+    # The native class is Unlimited-OCR's. Its default sliding window of 128 tokens changes nothing in training and in
+    # short generations but is wrong from generated token 129 on, so set every layer to full attention.
     text_config = _text_config(text)
     text_config["layer_types"] = ["full_attention"] * text_config["num_hidden_layers"]
     return UnlimitedOcrConfig(
@@ -133,7 +133,7 @@ def _v1_config(raw: dict[str, Any], text: dict[str, Any]) -> UnlimitedOcrConfig:
 def _v2_config(raw: dict[str, Any], text: dict[str, Any]) -> DeepseekOcr2Config:
     vision = raw["vision_config"]
     encoder = {**V2_ENCODER, "hidden_size": vision["width"]["qwen2-0-5b"]["dim"]}
-    # The original code builds SAM with the encoder's width as its last channel count, whatever config.json says.
+    # Upstream's code ignores config.json here: it builds SAM with the encoder's width as its last channel count.
     sam = _sam_config(vision["width"]["sam_vit_b"], vision["image_size"], encoder["hidden_size"])
     return DeepseekOcr2Config(
         image_token_id=IMAGE_TOKEN_ID,
@@ -147,15 +147,15 @@ def native_config(raw: dict[str, Any]) -> PreTrainedConfig:
     """Translate the `config.json` of a DeepSeek-OCR checkpoint into a native config.
 
     Args:
-        raw: The parsed `config.json`: upstream's (DeepSeek-OCR v1 and v2, both of which say
-            `model_type: deepseek_vl_v2`) or a native one (Unlimited-OCR, or a checkpoint that transformers has saved).
+            raw: The parsed `config.json`: upstream's (DeepSeek-OCR v1 and v2, both with `model_type: deepseek_vl_v2`)
+                or a native one (Unlimited-OCR, or a checkpoint saved by transformers).
 
     Returns:
         `UnlimitedOcrConfig` for v1 and Unlimited-OCR, `DeepseekOcr2Config` for v2.
 
     Raises:
-        ValueError: when the config is not one of these models', or asks for something that the native model has no
-            switch for (`use_mla`, `norm_topk_prob`, `scoring_func`, `rope_scaling`, ...); the field is named.
+            ValueError: when the config belongs to another model, or sets a field that the native model cannot express
+                (`use_mla`, `norm_topk_prob`, `scoring_func`, `rope_scaling`, ...); the message names the field.
 
     Source: upstream's modeling_deepseekocr.py, modeling_deepseekocr2.py and configuration_deepseek_v2.py.
     """
@@ -168,7 +168,7 @@ def native_config(raw: dict[str, Any]) -> PreTrainedConfig:
             f"config.json: model_type={model_type!r}, architectures={raw.get('architectures')!r} is not DeepSeek-OCR "
             "(v1 or v2) or Unlimited-OCR."
         )
-    # Upstream's language model reads the top level; language_config repeats it.
+    # Upstream's language model takes its fields from the top level; language_config repeats them.
     text = {**raw.get("language_config", {}), **raw}
     if raw.get("projector_config", {}).get("projector_type", "linear") != "linear":
         _refuse("projector_config.projector_type", raw["projector_config"]["projector_type"], "it has one linear layer")
@@ -184,10 +184,10 @@ def native_config(raw: dict[str, Any]) -> PreTrainedConfig:
 
 
 def model_version(config: PreTrainedConfig) -> str:
-    """`"v1"`, `"v2"` or `"unlimited"`, which decide the image geometry of a native config.
+    """`"v1"`, `"v2"` or `"unlimited"`; the version decides a model's image geometry.
 
     Raises:
-        ValueError: when the config is not one of the three.
+            ValueError: when the config belongs to another model.
     """
     if config.model_type == "deepseek_ocr2":
         return "v2"
@@ -197,7 +197,7 @@ def model_version(config: PreTrainedConfig) -> str:
     raise ValueError(f"model_type={config.model_type!r} is neither DeepSeek-OCR (v1, v2) nor Unlimited-OCR.")
 
 
-# The language model of both versions, as upstream's config.json has it (deepseek-ai/DeepSeek-OCR, DeepSeek-OCR-2).
+# Language model of both versions, from upstream's config.json (deepseek-ai/DeepSeek-OCR, DeepSeek-OCR-2).
 _TEXT = {
     "vocab_size": 129280,
     "hidden_size": 1280,

@@ -1,9 +1,9 @@
 """LoRA on 4-bit experts.
 
-PEFT 0.21.2 adapts a stacked parameter by a parametrisation that adds the low-rank product to the whole weight. On
-quantised experts that fails silently: no parameters are created, or they get no gradient. Here the product
-with the packed weight and the product with the two factors are added instead, which is the same sum. Names and shapes of
-the saved tensors are PEFT's own, so the adapter loads on a bf16 base, by PEFT alone.
+PEFT 0.21.2 adapts a stacked parameter by a parametrisation: it adds the low-rank product to the whole weight. On
+quantised experts that fails silently: no parameters are created, or they get no gradient. This module instead adds two
+products, input times packed weight and input times the two factors, which gives the same sum. The saved tensors have
+PEFT's own names and shapes, so PEFT alone can load the adapter on a bf16 base.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from dsocr.models.quantized_experts import Experts4bit
 
 
 class ParamWrapper(peft_lora.ParamWrapper):
-    """PEFT's wrapper of a stacked parameter, for a packed one. The name is PEFT's: it looks for it when it nests two."""
+    """PEFT's wrapper of a stacked parameter, for a packed one. PEFT nests two by this class name: keep it."""
 
     def get_param(self) -> torch.Tensor:
-        """A stand-in with the shape `[n_experts, out_features, in_features]`, type and device of the unpacked weight,
-        without its memory; PEFT reads nothing else of it."""
+        """A stand-in without memory: it has shape `[n_experts, out_features, in_features]`, dtype and device of the
+        unpacked weight, and PEFT uses nothing else."""
         experts = self.get_base_layer()
         device = getattr(experts, self.parameter_name).device
         return torch.empty(1, dtype=experts.compute_dtype, device=device).expand(experts.shape(self.parameter_name))
@@ -44,6 +44,6 @@ class ParamWrapper(peft_lora.ParamWrapper):
 
 
 def adapt_experts(config: LoraConfig) -> LoraConfig:
-    """Make a LoRA configuration put its `target_parameters` on 4-bit experts; returns the same configuration."""
+    """Register the wrapper for 4-bit experts' `target_parameters` in a LoRA configuration; returns the same object."""
     config._register_custom_module({Experts4bit: ParamWrapper})
     return config

@@ -1,11 +1,11 @@
-"""The native model inside a PeftModel."""
+"""Freeze the vision tower, and find the native model inside a `PeftModel`."""
 
 import torch
 from torch import nn
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The native model, whether it comes alone or inside a `PeftModel`."""
+    """Return the native model, also from inside a `PeftModel`."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -33,11 +33,11 @@ def _restore_grad(module: nn.Module, args, output) -> None:
 
 
 def freeze_vision(model: nn.Module) -> int:
-    """Freeze vision tower, projector and separators, and run the tower under `no_grad` while nothing in it is trained.
+    """Freeze vision tower, projector and separators, and run the tower under `no_grad` while no part of it is trained.
 
-    Gradient checkpointing makes the inputs of every embedding layer require a gradient, SAM's patch embedding too, so a
-    tower that is merely frozen is still walked backwards, for gradients that nobody uses. The two hooks look
-    at the tower's parameters at each call: when an adapter is put on the tower later, gradients come back.
+    Freezing alone is not enough: gradient checkpointing makes the outputs of every embedding layer require a gradient,
+    also of SAM's patch embedding, so autograd would still walk back through the tower for nothing. The two hooks check
+    the tower's parameters at each call: if an adapter is put on the tower later, gradients return.
 
     Args:
         model: A bare native model (`model.model.vision_tower` exists). Calling it twice changes nothing.

@@ -1,4 +1,4 @@
-"""Strict loading of a base model through transformers' native classes."""
+"""Load a base model strictly, with transformers' native classes."""
 
 import logging
 from importlib.resources import files
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def find_model_class(model_type: str) -> type[PreTrainedModel]:
     """The native class of a model type.
 
-    Imported when it is needed: modelling code takes a third of a second, which `--help` should not cost.
+    Import it only when needed: modelling code takes a third of a second, too much for `--help`.
 
     Raises:
         ValueError: for another model type.
@@ -43,11 +43,11 @@ def find_model_class(model_type: str) -> type[PreTrainedModel]:
 
 
 class ModelLoadError(ValueError):
-    """A checkpoint whose tensors are not exactly those of the model, or that is not there."""
+    """A checkpoint is missing, or its tensors are not exactly the model's."""
 
 
 def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
-    """The parsed `config.json` of a Hub id or a local folder.
+    """Load the `config.json` of a Hub id or a local folder.
 
     Raises:
         ModelLoadError: when there is no such folder, Hub id or file.
@@ -82,7 +82,7 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """`"bfloat16"` -> `torch.bfloat16`; `"auto"` stays.
 
     Raises:
-        ValueError: when it is not the name of a floating-point type.
+            ValueError: when the word names no floating-point type.
     """
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
@@ -134,23 +134,23 @@ def load_model(
 
     Args:
         name_or_path: Hub id, or local folder with `config.json` and `*.safetensors`.
-        config: A native config to use instead of the checkpoint's own, translated one.
+            config: A native config to use instead of the one translated from the checkpoint.
         revision: Branch, tag or commit of a Hub id.
         dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
         attn_implementation: `"sdpa"` (default) or `"eager"`.
-        device_map: As in transformers; `None` loads on the CPU, and a 4-bit model on the GPU if there is one.
-        load_in_4bit: Quantise the language model's linear layers and routed experts while the file is read; the device
-            never holds more than the packed model and its largest 16-bit tensor.
+            device_map: As in transformers; `None` loads on the CPU, and a 4-bit model on the GPU if there is one.
+            load_in_4bit: Quantise the language model's linear layers and routed experts while the checkpoint loads; the
+                device never holds more than the packed model and its largest 16-bit tensor.
         quantize_vision: With `load_in_4bit`, quantise the vision tower and the projector too.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the scales of the 4-bit blocks as well.
 
     Returns:
-        The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` say what was loaded.
+            The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` name its source.
 
     Raises:
-        ModelLoadError: when the checkpoint is not there, is quantised already, or a tensor is missing, unexpected or
-            of another shape; and when 4 bit is asked for where bitsandbytes is missing or does not know the device.
+            ModelLoadError: when the checkpoint is missing or already quantised; when a tensor is missing, unexpected or
+                of another shape; when 4 bit is asked for but bitsandbytes is missing or does not support the device.
         ValueError: when the config cannot be expressed natively (see `native_config`).
     """
     raw = load_raw_config(name_or_path, revision)
@@ -178,7 +178,7 @@ def load_model(
             device_map=device_map,
             quantization_config=quantization_config,
             use_safetensors=True,
-            # Counted and raised below, with the names of the tensors.
+            # Let mismatches pass here: `_raise_on_difference` raises below and names the tensors.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -188,7 +188,7 @@ def load_model(
     split_global_attention(model)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = PAD_TOKEN_ID
-    # After the embeddings were built, where it would be a row that is never trained.
+    # Set pad_token_id only now: nn.Embedding(padding_idx=...) freezes that row if it is set before the model is built.
     model.config.text_config.pad_token_id = model.generation_config.pad_token_id
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.bos_token_id = config.text_config.bos_token_id
@@ -203,10 +203,10 @@ _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 
 def local_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
-    """The folder itself, or the Hub's snapshot in the local cache (downloaded if need be, never executed).
+    """A local folder as it is, or the Hub snapshot in the local cache (downloaded if need be, never executed).
 
     Raises:
-        ModelLoadError: when it is neither a folder nor a model id that can be reached.
+        ModelLoadError: when there is no such folder and no such model id can be reached.
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)

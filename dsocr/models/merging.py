@@ -1,4 +1,4 @@
-"""Merging an adapter into its 16-bit base, and proving that what was written is what was merged."""
+"""Merge an adapter into its 16-bit base, and check that the written checkpoint equals the merged model."""
 
 import logging
 from pathlib import Path
@@ -14,19 +14,19 @@ from dsocr.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
-# Rounding of the sum, on logits whose scale is 1 to 10.
+# Allowed rounding error of the sum; logits have a scale of 1 to 10.
 TOLERANCE = 1e-3
 
 
 class MergeError(ValueError):
-    """The merged model does not compute what base and adapter compute."""
+    """The merged model differs from base plus adapter."""
 
 
 def refuse_packed(model: nn.Module) -> None:
     """Refuse a 4-bit base.
 
     Raises:
-        MergeError: saying what to load instead.
+            MergeError: for a 4-bit base; the message says which checkpoint to load instead.
     """
     base = bare_model(model)
     if getattr(base, "is_loaded_in_4bit", False):
@@ -38,18 +38,18 @@ def refuse_packed(model: nn.Module) -> None:
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, inputs: dict) -> torch.Tensor:
-    """Logits of one probe, fp32 on the CPU, `[batch, length, vocabulary]`."""
+    """Logits for one probe input, fp32 on the CPU, `[batch, length, vocabulary]`."""
     model.eval()
     return model(**inputs).logits.float().cpu()
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path, probe: dict) -> PreTrainedModel:
-    """Put a saved adapter on a base model, strictly, and merge it.
+    """Load a saved adapter strictly onto a base model, and merge it.
 
     Args:
-        model: The bare base model in fp32, so that the sum is rounded once, when it is written.
+        model: The bare base model in fp32, so that the sum is rounded only once, when it is written.
         adapter: Folder of the adapter.
-        probe: Inputs of the model, to compare before and after.
+        probe: Model inputs; logits before and after the merge are compared on them.
 
     Returns:
         The merged model.
@@ -70,18 +70,19 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path, probe: dict) -> P
 
 
 def verify_written(folder: str | Path, merged: PreTrainedModel, probe: dict, dtype: torch.dtype) -> float:
-    """Load a written checkpoint strictly and compare every weight and the logits with the merged model.
+    """Reload a written checkpoint strictly, and compare every weight and the logits with the merged model.
 
     Args:
         folder: The checkpoint.
+        merged: The merged model, in any dtype.
         merged: The merged model, of any type.
-        probe: Inputs of the model.
+            dtype: The dtype of the written weights.
         dtype: The type that was written.
 
-    Returns:
-        The largest difference between the logits of the written model and of the merged one, both computed in fp32.
+        The largest difference between the logits of the written and the merged model, both computed in fp32.
 
     Raises:
+        MergeError: when a weight differs from the merged one rounded to `dtype`.
         MergeError: when a weight differs from the merged one, rounded to `dtype`.
     """
     written = load_model(str(folder), dtype="float32")

@@ -1,9 +1,9 @@
-"""The PEFT-safe wrapper: the same model object, with a guard on what its forward is called with.
+"""The PEFT-safe wrapper: a forward pre-hook that checks the keywords of every call; the model object stays the same.
 
-PEFT adds `decoder_input_ids` and its relatives for SEQ_2_SEQ_LM and `start_positions`/`end_positions` for QUESTION_ANS,
-and the native forwards swallow any keyword that they do not know, so a misspelt `pixel_values` trains without images and
-without a word. A wrapper module around the model would change adapter keys and hide the model from TRL, whose own forward
-goes past an overridden `forward`; a forward pre-hook with keywords is what every path reaches.
+PEFT adds `decoder_input_ids` and its relatives for SEQ_2_SEQ_LM and `start_positions`/`end_positions` for QUESTION_ANS.
+The native forwards silently ignore unknown keywords, so a misspelt `pixel_values` would train without images. A wrapper
+module would change adapter keys and hide the model from TRL, and TRL's own forward bypasses an overridden `forward`;
+only a forward pre-hook with keywords is reached on every path.
 """
 
 import inspect
@@ -26,7 +26,7 @@ DROPPED = (
     "start_positions",
     "end_positions",
 )
-# What other processors and upstream's own code call the native inputs.
+# Names of the native inputs in other processors and in upstream's own code.
 ALIASES = {
     "images": "pixel_values",
     "image": "pixel_values",
@@ -34,22 +34,22 @@ ALIASES = {
     "local_pixel_values": "pixel_values_local",
     "images_spatial_crop": "patches_grid",
 }
-# Keywords of wrappers around the forward: `can_return_tuple` of transformers, and TRL's `add_fused_lm_head`.
+# Keywords added by wrappers around the forward: `can_return_tuple` of transformers, and TRL's `add_fused_lm_head`.
 _WRAPPER_KEYWORDS = frozenset({"return_dict", "fused_lm_head", "shift_labels", "num_items_in_batch"})
 
 
 @cache
 def accepted_keywords(model_class: type[nn.Module]) -> frozenset[str]:
-    """What the forward of a native class takes: its named parameters and the library's own keyword type."""
+    """Keywords that a native class's forward takes: its named parameters and the library's own keyword type."""
     parameters = inspect.signature(model_class.forward).parameters.values()
     named = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"}
     return frozenset(named | set(TransformersKwargs.__annotations__) | _WRAPPER_KEYWORDS)
 
 
 class KeywordGuard:
-    """Forward pre-hook that drops what PEFT adds, renames aliases and raises on anything else the model does not take.
+    """Forward pre-hook: drop the keywords that PEFT adds, rename aliases, and raise on any other unknown keyword.
 
-    Holds no reference to the model, so it is copied and pickled with it.
+    It holds no reference to the model, so it is copied and pickled with it.
 
     Attributes:
         dropped: How often each keyword was dropped.
@@ -110,7 +110,7 @@ class KeywordGuard:
 
 
 def find_guard(model: nn.Module) -> KeywordGuard | None:
-    """The guard of a model, or of the base model inside a PeftModel; `None` when it has none."""
+    """The guard of a model, or of the base model inside a `PeftModel`; `None` without one."""
     for module in (model, *(model.modules() if hasattr(model, "peft_config") else ())):
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, KeywordGuard):
@@ -119,13 +119,13 @@ def find_guard(model: nn.Module) -> KeywordGuard | None:
 
 
 def make_peft_safe(model: nn.Module) -> nn.Module:
-    """Guard a native model's forward. Apply it before PEFT; applying it twice changes nothing.
+    """Guard a native model's forward. Apply it before PEFT; a second call changes nothing.
 
     Args:
         model: A native DeepSeek-OCR model.
 
     Returns:
-        The same object: every attribute, parameter name and state-dict key stays the model's own.
+            The same object, with all its attributes, parameter names and state-dict keys.
 
     Raises:
         TypeError: when the model is already a PeftModel.
@@ -137,13 +137,13 @@ def make_peft_safe(model: nn.Module) -> nn.Module:
     if hasattr(model, "peft_config"):
         raise TypeError("make_peft_safe must be applied before PEFT; this model is a PeftModel already.")
     if find_guard(model) is None:
-        # Prepended, so that it runs before hooks that look at the native names.
+        # Prepend the guard: it must rename aliases before other hooks look for the native names.
         model.register_forward_pre_hook(KeywordGuard(), with_kwargs=True, prepend=True)
     return model
 
 
 def remove_peft_safe(model: nn.Module) -> nn.Module:
-    """Take the guard off again; does nothing to a model that has none."""
+    """Remove the guard, if there is one."""
     for handle, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, KeywordGuard):
             del model._forward_pre_hooks[handle]

@@ -1,7 +1,7 @@
-"""4-bit base models: linear layers by bitsandbytes, routed experts by `quantized_experts`, both while a file is read.
+"""Load base models in 4 bit: bitsandbytes packs linear layers, `quantized_experts` packs routed experts.
 
 Importing this module imports bitsandbytes and registers one quantization method, `dsocr_4bit`, with transformers.
-Never pass such a model to PEFT's `prepare_model_for_kbit_training`: it would upcast whatever is left in 16 bit.
+Never pass such a model to PEFT's `prepare_model_for_kbit_training`: it would upcast every weight still in 16 bit.
 """
 
 import copy
@@ -30,11 +30,11 @@ _EXPERTS_CLASSES = ("UnlimitedOcrTextExperts", "DeepseekOcr2TextExperts")
 
 @register_quantization_config(METHOD)
 class OcrQuantizationConfig(BitsAndBytesConfig):
-    """bitsandbytes' 4-bit settings, with the routed experts included.
+    """bitsandbytes' 4-bit settings, extended to the routed experts.
 
     Args:
         quantize_vision: Quantise the vision tower and the projector too.
-        compute_dtype: The type that weights are expanded to.
+            compute_dtype: The dtype of unpacked weights.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well.
     """
@@ -60,17 +60,17 @@ class OcrQuantizationConfig(BitsAndBytesConfig):
 
 
 def skipped_modules(quantize_vision: bool) -> list[str]:
-    """Full paths of the modules that stay as they are. (Routers, norms and embeddings are no linear layers.)"""
+    """Full paths of the modules to leave unquantised. (Routers, norms and embeddings are no linear layers.)"""
     return ["lm_head", *(() if quantize_vision else VISION_MODULES)]
 
 
 def is_skipped(name: str, quantize_vision: bool) -> bool:
-    """Whether the module of that path stays as it is."""
+    """Whether the module at this path stays unquantised."""
     return any(name == skip or name.startswith(f"{skip}.") for skip in skipped_modules(quantize_vision))
 
 
 def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: bool = True) -> int:
-    """Put `Experts4bit`, not yet packed, in the place of every stack of routed experts; returns how many."""
+    """Replace every stack of routed experts by an `Experts4bit`, not packed yet; returns how many."""
     names = [name for name, module in model.named_modules() if type(module).__name__ in _EXPERTS_CLASSES]
     for name in names:
         experts = Experts4bit(model.get_submodule(name), quant_type=quant_type, double_quant=double_quant)
@@ -79,14 +79,14 @@ def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: 
 
 
 def _keep_gradients_on_cpu(model: nn.Module) -> None:
-    # With AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and a later backward has no gradient.
+    # With AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and a later backward gets no gradient.
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 class _Quantize(ConversionOps):
-    """Packs a tensor that has just been read; transformers makes one of these per tensor."""
+    """Pack a tensor that has just been loaded; transformers creates one instance per tensor."""
 
     def __init__(self, hf_quantizer: "OcrQuantizer"):
         self.hf_quantizer = hf_quantizer
@@ -108,8 +108,8 @@ class _Quantize(ConversionOps):
 class OcrQuantizer(Bnb4BitHfQuantizer):
     """transformers' bitsandbytes loader, extended to stacked experts.
 
-    Tensors are read one after the other. The experts of a layer are stacked on the CPU and go to the device expert by
-    expert, so the device never holds more than the packed model and the largest tensor that stays in 16 bit.
+    Tensors are loaded one after the other. The experts of a layer are stacked on the CPU and move to the device one by
+    one, so the device never holds more than the packed model and the largest tensor that stays in 16 bit.
     """
 
     quantization_config: OcrQuantizationConfig
@@ -144,7 +144,8 @@ class OcrQuantizer(Bnb4BitHfQuantizer):
         return conversions
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        # Only now: transformers fills every buffer that is not in the file with whatever memory held.
+        # Set the scales only now: while loading, transformers fills every buffer missing from the file with
+        # uninitialised memory.
         for experts, name, scales in self.scales:
             experts.set_scales(name, scales)
         self.scales = []
@@ -163,14 +164,14 @@ def quantize_model(
     quant_type: str = "nf4",
     double_quant: bool = True,
 ) -> nn.Module:
-    """Quantise a model that is in memory already (random weights, or the meta device), in place.
+    """Quantise, in place, a model that is already in memory (random weights, or the meta device).
 
-    `load_model(..., load_in_4bit=True)` does the same while the file is read, without ever holding the whole model.
+    `load_model(..., load_in_4bit=True)` quantises while the checkpoint loads and never holds the whole model.
 
     Args:
         model: A bare native model.
         quantize_vision: Quantise the vision tower and the projector too.
-        quantize_experts: `False` leaves the routed experts as they are, as bitsandbytes alone does.
+            quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well.
 
@@ -210,7 +211,7 @@ def quantize_model(
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights and of the scales of packed ones."""
+    """Bytes of all weights, with the scales of packed ones."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.quant_state is not None:

@@ -1,28 +1,28 @@
-"""Routed experts with 4-bit weights: what bitsandbytes' `Linear4bit` is to a linear layer, for a stack of experts.
+"""Routed experts with 4-bit weights: the counterpart of bitsandbytes' `Linear4bit` for a stack of experts.
 
-bitsandbytes quantises `nn.Linear`. The routed experts of DeepSeek-OCR, 73 % of its weights, are stacked 3-D parameters,
-so "4-bit" loading leaves them in bf16. Here they are packed, and a packed weight is expanded only while it is multiplied,
-once more in the backward pass, and never kept: without activation checkpointing a plain de-quantisation would leave every
-layer's bf16 experts in the graph.
+bitsandbytes quantises `nn.Linear` only. DeepSeek-OCR's routed experts, 73 % of its weights, are stacked 3-D parameters,
+so "4-bit" loading leaves them in bf16. This module packs them and unpacks a weight only for its product, and again in
+the backward pass, without keeping it: a plain de-quantisation without activation checkpointing would keep every layer's
+bf16 experts in the graph.
 """
 
 import bitsandbytes.functional as bnb
 import torch
 from torch import nn
 
-# Falls back where the card or the type has no grouped matrix product; its public callers take no packed weights.
+# Falls back if card or dtype has no grouped matrix product; the public functions around it take no packed weights.
 from transformers.integrations.moe import _grouped_mm
 
 
 BLOCK_SIZE = 64
 _NESTED_BLOCK_SIZE = 256
 WEIGHTS = ("gate_up_proj", "down_proj")
-# CUDA's grouped product wants rows of a multiple of 16 bytes.
+# CUDA's grouped product needs rows of a multiple of 16 bytes.
 _RANK_MULTIPLE = 8
 
 
 class _Multiply4bit(torch.autograd.Function):
-    """Rows, sorted by expert, times their experts' packed weights; only the rows get a gradient."""
+    """Multiply rows, sorted by expert, by their experts' packed weights; only the rows get a gradient."""
 
     @staticmethod
     def forward(ctx, rows, offsets, experts, name, chosen):
@@ -38,14 +38,14 @@ class _Multiply4bit(torch.autograd.Function):
 
 
 class Experts4bit(nn.Module):
-    """Routed experts whose two stacked weights are packed in blocks of 64 four-bit values.
+    """Routed experts with both stacked weights packed in blocks of 64 four-bit values.
 
-    It takes the place of `UnlimitedOcrTextExperts` or `DeepseekOcr2TextExperts`, with the same parameter names, so that
-    checkpoint rules and PEFT's `target_parameters` find them. Until `pack` is called for a weight, that weight is the
-    plain parameter (on the meta device while a checkpoint is loaded).
+    It replaces `UnlimitedOcrTextExperts` or `DeepseekOcr2TextExperts` and keeps their parameter names, so checkpoint
+    rules and PEFT's `target_parameters` find them. Until `pack` is called for a weight, it stays a plain parameter (on
+    the meta device while a checkpoint loads).
 
     Args:
-        experts: The module to replace; its parameters are taken over, not copied.
+            experts: The module to replace; its parameters are reused, not copied.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well (8 bit, blocks of 256).
 
@@ -60,7 +60,7 @@ class Experts4bit(nn.Module):
         self.compute_dtype = experts.gate_up_proj.dtype
         for name in WEIGHTS:
             setattr(self, name, getattr(experts, name))
-        # Low-rank factors by weight, present only while an adapter's wrapper runs the forward (`expert_lora`).
+        # Low-rank factors by weight; an adapter's wrapper sets them only while it runs the forward (`expert_lora`).
         self.low_rank: dict[str, list] = {}
 
     def shape(self, name: str) -> tuple[int, int, int]:
@@ -73,18 +73,18 @@ class Experts4bit(nn.Module):
     def quantize(
         self, name: str, weight: torch.Tensor, device: torch.device | str
     ) -> tuple[nn.Parameter, dict[str, torch.Tensor]]:
-        """Quantise a stacked weight expert by expert, so that the device holds one expanded expert at a time.
+        """Quantise a stacked weight expert by expert, so that the device holds only one unpacked expert at a time.
 
         Args:
             name: `"gate_up_proj"` or `"down_proj"`.
             weight: `[n_experts, out_features, in_features]`, on any device.
-            device: Where the packed weight is to live.
+                device: Device for the packed weight.
 
         Returns:
             The packed weight, `[n_experts, out_features, in_features / 2]` uint8, and its scales for `set_scales`.
 
         Raises:
-            ValueError: when an expert is no whole number of blocks.
+                ValueError: when an expert's size is not a multiple of the block size.
         """
         n_experts, rows, columns = self.shape(name)
         if tuple(weight.shape) != (n_experts, rows, columns):
@@ -113,19 +113,19 @@ class Experts4bit(nn.Module):
         return nn.Parameter(packed, requires_grad=False), found
 
     def set_scales(self, name: str, scales: dict[str, torch.Tensor]) -> None:
-        """Keep the scales of a packed weight as buffers `<name>_<kind>`, which move with the module."""
+        """Store a packed weight's scales as buffers `<name>_<kind>`, which move with the module."""
         for kind, tensor in scales.items():
             self.register_buffer(f"{name}_{kind}", tensor, persistent=False)
 
     def pack(self, name: str) -> None:
-        """Quantise the plain parameter that the module holds, where it is."""
+        """Quantise a plain parameter of this module on its own device."""
         weight = getattr(self, name)
         packed, scales = self.quantize(name, weight.data, weight.device)
         setattr(self, name, packed)
         self.set_scales(name, scales)
 
     def dequantize(self, name: str, chosen: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight in the compute type.
+        """Unpack a weight to the compute dtype.
 
         Args:
             name: `"gate_up_proj"` or `"down_proj"`.
@@ -160,7 +160,7 @@ class Experts4bit(nn.Module):
             if missing:
                 left = nn.functional.pad(left, (0, missing))
                 right = nn.functional.pad(right, (0, 0, 0, missing))
-            # PEFT's view of the second factor is strided over the experts, which CUDA's grouped product refuses.
+            # Copy PEFT's second factor: it is strided over the experts, and CUDA's grouped product refuses that.
             inner = _grouped_mm(rows, right.contiguous().transpose(-2, -1), offs=offsets)
             product = product + scaling * _grouped_mm(inner, left.contiguous().transpose(-2, -1), offs=offsets)
         return product
@@ -180,7 +180,7 @@ class Experts4bit(nn.Module):
         """
         n_tokens, top_k = top_k_index.shape
         expert_ids, order = top_k_index.reshape(-1).sort(stable=True)
-        # While text is generated a few tokens reach a few experts: only those are expanded.
+        # In generation a few tokens reach only a few experts: unpack only those.
         chosen = None
         if expert_ids.numel() < self.num_experts:
             chosen = torch.unique_consecutive(expert_ids)
@@ -190,7 +190,7 @@ class Experts4bit(nn.Module):
         gate, up = self._multiply("gate_up_proj", rows, offsets, chosen).chunk(2, dim=-1)
         product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen)
         product = product * top_k_weights.reshape(-1)[order].unsqueeze(-1)
-        # A sum over the choices of a token in a fixed order; index_add_ would add in any order on a GPU.
+        # Sum a token's choices in a fixed order; index_add_ would add in any order on a GPU.
         place = torch.empty_like(order)
         place[order] = torch.arange(order.numel(), device=order.device)
         return product[place].view(n_tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)

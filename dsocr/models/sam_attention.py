@@ -1,8 +1,8 @@
-"""SAM's global attention without its whole relative-position bias.
+"""Compute SAM's global attention without holding its whole relative-position bias.
 
 The bias of one 1024-pixel view is `[heads, 4096, 4096]`: 0.4 GB in 16 bit, in each of four layers, for every image of a
-batch. The native code makes it whole; here it is made for a few rows of queries at a time, which gives the same numbers
-bit for bit. (SAM's windowed layers have small biases and stay as they are.)
+batch. The native code builds all of it; this module builds it for a few rows of queries at a time, with the same
+numbers bit for bit. (SAM's windowed layers have small biases and stay unchanged.)
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 
-# Largest piece of the bias, bytes.
+# Largest piece of the bias in bytes.
 PIECE_BYTES = 128 * 2**20
 
 
@@ -40,10 +40,10 @@ def _forward(attention: nn.Module, hidden_states: torch.Tensor, output_attention
 
 
 def split_global_attention(model: nn.Module) -> int:
-    """Let the global layers of a native model's SAM make their bias piece by piece; calling it twice changes nothing.
+    """Make the global layers of a native model's SAM build their bias piece by piece; a second call changes nothing.
 
     Args:
-        model: A bare native model. Nothing is done under `attn_implementation="eager"`.
+        model: A bare native model. Nothing changes under `attn_implementation="eager"`.
 
     Returns:
         The number of layers.

@@ -1,1 +1,1 @@
-"""TEXT: what a model reads, error rates of it, other readers in the same table, whole pages."""
+"""TEXT: read images with a model, compute error rates, compare other readers, transcribe whole pages."""

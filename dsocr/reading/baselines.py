@@ -1,4 +1,4 @@
-"""Classical OCR engines to stand in the same table, when they are installed."""
+"""Classical OCR engines, if installed, to compare with the model in one table."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ BASELINES = ("tesseract", "rapidocr")
 
 
 class BaselineMissingError(ValueError):
-    """An engine that was asked for is not installed."""
+    """A requested engine is not installed."""
 
 
 def _load_tesseract(language: str) -> Callable[[Image.Image], str]:
@@ -23,7 +23,7 @@ def _load_tesseract(language: str) -> Callable[[Image.Image], str]:
         )
     import pytesseract
 
-    # 7: the image is one line.
+    # Page segmentation mode 7: the image is one line.
     return lambda image: pytesseract.image_to_string(image, lang=language, config="--psm 7").strip()
 
 
@@ -47,7 +47,7 @@ class Baseline:
     Attributes:
         name: `"tesseract"` or `"rapidocr"`.
         language: tesseract's language codes, `"rus+eng"`.
-        read: From an RGB image of a line to its text.
+            read: Turns an RGB image of a line into text.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Baseline:
     read: Callable[[Image.Image], str]
 
     def to_dict(self) -> dict[str, str]:
-        """What decides its predictions."""
+        """The settings that decide its predictions."""
         return {"baseline": self.name, "language": self.language}
 
 
 def load_baseline(word: str) -> Baseline:
-    """An engine to stand in the same table.
+    """Load an engine for the comparison.
 
     Args:
         word: `"rapidocr"`, `"tesseract"`, or `"tesseract:rus+eng"` with its languages (English without them).
 
     Raises:
-        BaselineMissingError: when the engine is not installed, saying how to install it.
+            BaselineMissingError: when the engine is not installed; the message says how to install it.
         ValueError: for another name.
     """
     name, _, language = word.partition(":")

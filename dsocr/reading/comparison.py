@@ -1,4 +1,4 @@
-"""Where a reader errs, and whether one reader is better than another: groups, confusions, worst lines, paired intervals."""
+"""Show where a reader errs and whether one reader beats another: groups, confusions, worst lines, paired intervals."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ LENGTH_LIMITS = (10, 30, 60)
 
 
 def name_length(text: str) -> str:
-    """The length band of a text: `"1-10"`, `"11-30"`, `"31-60"` or `"over 60"` characters."""
+    """Length band of a text: `"1-10"`, `"11-30"`, `"31-60"` or `"over 60"` characters."""
     length, low = len(normalize(text)), 1
     for limit in LENGTH_LIMITS:
         if length <= limit:
@@ -26,12 +26,12 @@ def name_length(text: str) -> str:
 def group_metrics(
     references: list[str], predictions: list[str], key: Callable[[int], str]
 ) -> dict[str, dict[str, float]]:
-    """Error rates by group.
+    """Compute error rates by group.
 
     Args:
-        references: What the lines say.
-        predictions: What was read.
-        key: Index of a line -> name of its group.
+        references: True texts of the lines.
+        predictions: Texts read by the model.
+        key: Maps a line's index to the name of its group.
 
     Returns:
         `TextMetrics` as dictionaries, the largest group first.
@@ -62,7 +62,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval does not hold 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict:
@@ -70,12 +70,12 @@ class Difference:
 
 
 def compare_readers(references: list[str], first: list[str], second: list[str], seed: int = 0) -> Difference:
-    """The difference of two readers' corpus CERs, with an interval that draws the same lines for both.
+    """Difference of two readers' corpus CERs; its bootstrap interval draws the same lines for both.
 
     Args:
-        references: What the lines say.
-        first: What the first reader (the base model, say) read.
-        second: What the second one read.
+        references: True texts of the lines.
+        first: Texts from the first reader (the base model, say).
+        second: Texts from the second reader.
         seed: Seed of the bootstrap.
 
     Source: paired bootstrap, Koehn, "Statistical significance tests for machine translation evaluation", 2004.

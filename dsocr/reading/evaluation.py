@@ -1,4 +1,4 @@
-"""Error rates of what a model reads: of one dataset, or of several by name."""
+"""Compute a model's error rates on one dataset, or on several by name."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from dsocr.samples.vision_cache.cache import FeatureCache
 
 @dataclass(frozen=True)
 class EvaluatedSet:
-    """What was read of one dataset.
+    """Predictions for one dataset, with their error rates.
 
     Attributes:
         metrics: Error rates.
-        references: What the lines say.
-        predictions: What was read.
+        references: True texts of the lines.
+        predictions: Texts read by the model.
     """
 
     metrics: TextMetrics
@@ -46,15 +46,15 @@ def evaluate_dataset(
     features: FeatureCache | None = None,
     description: str = "Reading",
 ) -> EvaluatedSet:
-    """Error rates by generation; under a process group every process reads its share and all get the result.
+    """Compute error rates by generation; in a process group every process reads its share and all get the result.
 
     Args:
         model: Native model or `PeftModel`.
         processor: Its processor.
-        dataset: Columns `image` and `text`; `prompt_tokens` is used when it is there.
+        dataset: Columns `image` and `text`; `prompt_tokens` is used if present.
         options: See `read_lines`.
-        shuffle_images: Show each line the next line's image. An adapter that reads is clearly worse here; one that only
-            learned which letters are frequent is not.
+        shuffle_images: Show each line the next line's image. An adapter that really reads gets clearly worse; an
+            adapter that only learned letter frequencies does not.
         features: See `read_lines`.
         description: See `read_lines`.
     """
@@ -90,14 +90,14 @@ def evaluate_sets(
     without_adapter: bool = False,
     features: FeatureCache | None = None,
 ) -> dict[str, EvaluatedSet]:
-    """`evaluate_dataset` of several named sets.
+    """Call `evaluate_dataset` on several named sets.
 
     Args:
         model: Native model or `PeftModel`.
         processor: Its processor.
         sets: Datasets by name.
         options: See `read_lines`.
-        without_adapter: Switch the adapter of a `PeftModel` off, which gives the base model.
+            without_adapter: Switch the adapter of a `PeftModel` off, to evaluate the base model.
         features: See `read_lines`.
     """
     off = without_adapter and hasattr(model, "disable_adapter")

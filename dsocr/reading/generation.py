@@ -1,4 +1,4 @@
-"""TEXT: reading images by greedy generation, in batches of like length, with a confidence for every line."""
+"""Read images by greedy generation, in batches of similar length, with a confidence for every line."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,18 @@ from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.cache import FeatureCache
 
 
-# A loop guard that leaves ordinary text alone: no 20 tokens twice within 128.
+# The loop guard forbids repeating 20 tokens within 128: ordinary text never does.
 LOOP_NGRAM, LOOP_WINDOW = 20, 128
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How images are read.
+    """Options for reading images.
 
     Attributes:
         batch_size: Images per batch.
         max_new_tokens: Longest answer in tokens.
-        loop_guard: Forbid any 20 tokens that already stand among the last 128.
+            loop_guard: Forbid any 20 tokens already present among the last 128.
         progress: Show a progress bar.
     """
 
@@ -61,21 +61,21 @@ def _generation_config(processor: OcrProcessor, max_new_tokens: int) -> Generati
 
 
 def _loop_guard() -> LogitsProcessor:
-    # Imported when it is needed, as the model's class is.
+    # Import here: modelling code is slow to import.
     from transformers.models.unlimited_ocr import generation_unlimited_ocr as generation
 
     return generation.UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor(LOOP_NGRAM, LOOP_WINDOW)
 
 
 class _ConfidenceRecorder(LogitsProcessor):
-    """Remembers the probability of every token that greedy decoding takes; it changes nothing."""
+    """Record the probability of every token chosen by greedy decoding; scores pass unchanged."""
 
     def __init__(self):
         self.steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids, scores):
         scores_fp32 = scores.float()
-        # The largest softmax value, without the softmax of the whole vocabulary.
+        # The largest softmax value, without computing the softmax over the whole vocabulary.
         self.steps.append((scores_fp32.amax(dim=-1) - scores_fp32.logsumexp(dim=-1)).exp())
         return scores
 
@@ -88,7 +88,7 @@ class _ConfidenceRecorder(LogitsProcessor):
 
 @dataclass(frozen=True)
 class ReadLine:
-    """What was read of one image.
+    """Text read from one image.
 
     Attributes:
         index: Position of the image in the list.
@@ -111,15 +111,16 @@ def read_lines(
     prompt_tokens: Sequence[int] | None = None,
     description: str = "Reading",
 ) -> Iterator[ReadLine]:
-    """Read images: greedy, batched, left-padded, with KV cache; yields lines as batches are done, the longest first.
+    """Read images: greedy, batched, left-padded, with KV cache; yields lines batch by batch, the longest first.
 
     Args:
         model: Native model or `PeftModel`; its training mode is restored afterwards.
         processor: Its processor.
-        images: What `open_image` takes. Images of similar token counts share a batch, whatever the order of the list.
-        options: Batch size, longest answer, loop guard, progress bar.
-        features: Vision features that were computed before; an image that is not in it goes through the vision tower.
-        prompt_tokens: Tokens of every image's prompt, when they were counted before (`SampleMeter`).
+            images: Anything that `open_image` takes. Images of similar token counts share a batch, in any order of the
+                list.
+            options: Batch size, longest answer, loop guard, progress bar.
+            features: Precomputed vision features; images without features go through the vision tower.
+            prompt_tokens: Tokens of every image's prompt, if counted before (`SampleMeter`).
         description: Label of the progress bar.
 
     Raises:
@@ -160,12 +161,12 @@ def transcribe(
     options: ReadingOptions = ReadingOptions(),
     **further: Any,
 ) -> list[str]:
-    """`read_lines`, as a list of texts in the order of the images.
+    """Call `read_lines` and return the texts in the order of the images.
 
     Args:
         model: Native model or `PeftModel`.
         processor: Its processor.
-        images: What `open_image` takes.
+            images: Anything that `open_image` takes.
         options: See `read_lines`.
         **further: Further arguments of `read_lines`.
     """

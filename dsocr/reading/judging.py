@@ -1,4 +1,4 @@
-"""Judging readers (base, adapter, a classical engine) on one dataset, resumably, with everything that explains the figure."""
+"""Judge readers (base, adapter, a classical engine) on one dataset; resumable, with groups and confusions."""
 
 import hashlib
 import logging
@@ -38,18 +38,18 @@ def load_transcribed(
     text_column: str | None = None,
     max_samples: int | None = None,
 ) -> tuple[Dataset, str | None]:
-    """`load_ocr_dataset`, whose errors also say where to go with images that have no texts.
+    """Call `load_ocr_dataset`; its errors also say where to go with images without texts.
 
     Args:
         source: `--dataset_name`.
         bad_samples: Refuses or collects bad samples.
-        split: Split to read; `None` takes the test split if the source has one, else every line.
+            split: Split to load; `None` takes the test split if the source has one, else every line.
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         max_samples: See `load_ocr_dataset`.
 
     Returns:
-        The dataset, and the split that was taken.
+            The dataset, and the loaded split.
 
     Raises:
         ValueError: as `load_ocr_dataset`, and when no source is named.
@@ -66,7 +66,7 @@ def load_transcribed(
 
 
 def fingerprint_dataset(dataset: Dataset) -> str:
-    """SHA-256 over the texts and the names of the images, so that predictions are not taken for another dataset's."""
+    """SHA-256 over texts and image names, so that predictions for another dataset are never reused."""
     digest = hashlib.sha256()
     for image, text in zip(dataset["image"], dataset["text"], strict=True):
         digest.update(f"{image_name(image)}\0{text}\0".encode())
@@ -83,17 +83,17 @@ def _note_resumed(file: PredictionFile, total: int) -> list[int]:
 def describe_reading(
     source: str | Path, split: str | None, dataset: Dataset, reader: Reader, options: ReadingOptions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What decides predictions, so that a resumed evaluation never mixes two.
+    """Settings that decide predictions, so that a resumed evaluation never mixes two.
 
     Args:
         source: `--dataset_name`.
-        split: The split that was taken.
-        dataset: Its rows.
-        reader: Model and processor.
-        options: How it reads.
+            split: The loaded split.
+            dataset: Its rows.
+            reader: Model and processor.
+            options: See `read_lines`.
 
     Returns:
-        The dataset's part alone (for a classical engine), and the whole.
+            The dataset's settings alone (for a classical engine), and all settings.
     """
     identity = {"dataset": str(source), "split": split, "dataset_fingerprint": fingerprint_dataset(dataset)}
     base = bare_model(reader.model)
@@ -109,12 +109,12 @@ def describe_reading(
 
 
 def read_dataset(reader: Reader, dataset: Dataset, file: PredictionFile, options: ReadingOptions) -> list[str]:
-    """Read what a prediction file does not hold yet, appending batch by batch; returns all predictions in order.
+    """Read the lines missing from a prediction file and append them batch by batch; returns all predictions in order.
 
     Args:
         reader: Model and processor.
         dataset: Columns `image` and `text`.
-        file: Where predictions are kept.
+            file: Stores the predictions.
         options: See `read_lines`.
     """
     missing = _note_resumed(file, len(dataset))
@@ -126,7 +126,7 @@ def read_dataset(reader: Reader, dataset: Dataset, file: PredictionFile, options
 
 
 def read_with_baseline(baseline: Baseline, dataset: Dataset, file: PredictionFile) -> list[str]:
-    """`read_dataset` with a classical engine, an image at a time."""
+    """Do the same as `read_dataset` with a classical engine, one image at a time."""
     images, texts = dataset["image"], dataset["text"]
     for index in tqdm(_note_resumed(file, len(dataset)), desc=f"Reading with {file.path.stem}", unit="line"):
         file.add(index, reference=texts[index], prediction=baseline.read(open_image(images[index])))
@@ -134,14 +134,14 @@ def read_with_baseline(baseline: Baseline, dataset: Dataset, file: PredictionFil
 
 
 def judge(dataset: Dataset, readers: dict[str, list[str]]) -> dict[str, Any]:
-    """Everything about some readers' predictions.
+    """Compute all comparisons of some readers' predictions.
 
     Args:
         dataset: Columns `text` and, if known, `page`.
-        readers: Predictions by reader, the one that others are compared with first.
+        readers: Predictions by reader; the first reader is the reference for the differences.
 
     Returns:
-        By reader: `metrics`, `by_script`, `by_length`, `by_page` (when pages are known), `confusions`, `worst`; and
+            By reader: `metrics`, `by_script`, `by_length`, `by_page` (if pages are known), `confusions`, `worst`; and
         `differences` of every further reader to the first one.
     """
     references = list(dataset["text"])

@@ -1,8 +1,8 @@
 """Error rates of recognised text.
 
 Headline: corpus CER, the sum of edits over the sum of reference characters, after NFC and collapsing white space; case
-and punctuation count. A mean of per-line CERs is ruined by one looping line, so it is clipped at 1 and stands beside the
-median and the share of looping outputs.
+and punctuation count. One looping line can ruin the mean of per-line CERs, so each is clipped at 1, and the median and
+the share of looping outputs are reported beside it.
 """
 
 import random
@@ -26,7 +26,7 @@ def _lax(text: str) -> str:
 
 
 def is_looping(text: str) -> bool:
-    """Whether a text ends in one unit of up to 60 characters at least four times over, 20 characters or more in all.
+    """Whether a text ends in a unit of up to 60 characters repeated at least four times, 20 characters or more in all.
 
     Example:
         >>> is_looping("the cat the cat the cat the cat the cat "), is_looping("page 12 .....")
@@ -41,7 +41,7 @@ class TextMetrics:
     """Error rates of one set of lines; rates are fractions, 0 is perfect.
 
     Attributes:
-        cer: Corpus character error rate; over 1 when more is inserted than there is.
+            cer: Corpus character error rate; above 1 when insertions outnumber correct characters.
         cer_low: Lower end of its 95 % bootstrap interval over lines.
         cer_high: Upper end.
         wer: Corpus word error rate.
@@ -75,7 +75,7 @@ def _corpus_rate(edits: list[int], lengths: list[int]) -> float:
 
 
 def bootstrap_interval(edits: list[int], lengths: list[int], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the corpus rate when lines are drawn with replacement, 1000 times.
+    """95 % interval of the corpus rate, from 1000 draws of lines with replacement.
 
     Pass per-line differences of edit counts (b - a) to get a paired bootstrap interval for CER(b) - CER(a).
     """
@@ -96,11 +96,11 @@ def count_edits(references: list[str], predictions: list[str]) -> tuple[list[int
 
 
 def compute_metrics(references: list[str], predictions: list[str]) -> TextMetrics:
-    """Error rates of predictions against references.
+    """Compute error rates of predictions against references.
 
     Args:
-        references: What the lines say; none may be empty.
-        predictions: What was read, in the same order.
+        references: True texts of the lines; none may be empty.
+        predictions: Texts read by the model, in the same order.
 
     Raises:
         ValueError: when the lists differ in length, are empty, or a reference is empty.
@@ -134,8 +134,8 @@ def compute_metrics(references: list[str], predictions: list[str]) -> TextMetric
 
 
 def mark_differences(reference: str, prediction: str) -> list[tuple[str, str]]:
-    """A prediction in pieces `(kind, text)`, kind one of `equal`, `replace`, `insert`, `delete`; a deleted piece holds
-    the reference's characters.
+    """Split a prediction into pieces `(kind, text)`, kind one of `equal`, `replace`, `insert`, `delete`; a deleted
+    piece holds the reference's characters.
 
     Example:
         >>> mark_differences("house", "hous3s")

@@ -1,4 +1,4 @@
-"""What a person hands to the transcriber: image files, PDF files, folders, patterns, names on standard input."""
+"""Inputs of the transcriber: image files, PDF files, folders, patterns, names on standard input."""
 
 import glob
 import sys
@@ -18,12 +18,12 @@ POINTS_PER_INCH = 72
 
 @dataclass(frozen=True)
 class PageInput:
-    """One image to read, or the reason why there is none.
+    """One image to read, or the reason why it is missing.
 
     Attributes:
         name: The file, with `#page=3` for a page of a PDF.
-        image: RGB image, `None` when it could not be read.
-        problem: What was wrong, empty when nothing was.
+        image: RGB image; `None` when it could not be opened.
+        problem: The reason; empty without a problem.
     """
 
     name: str
@@ -37,13 +37,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def list_files(inputs: list[str]) -> list[Path]:
-    """The files that some words stand for, in order and without repetition.
+    """Expand files, folders and patterns into files, in order and without repetition.
 
     Args:
         inputs: Files, folders, patterns (`scans/*.jpg`), or `-` for a list of names on standard input.
 
     Raises:
-        FileNotFoundError: when a word stands for nothing: no such file, an empty folder, a pattern without a match.
+            FileNotFoundError: when an input matches nothing: no such file, an empty folder, a pattern without a match.
     """
     words: list[str] = []
     for word in inputs:
@@ -100,7 +100,7 @@ def _pdf_pages(path: Path, dpi: int) -> Iterator[PageInput]:
 
 
 def open_pages(files: list[Path], *, dpi: int = 200) -> Iterator[PageInput]:
-    """Open files one after the other; a PDF page by page, so that a long one never stands in memory whole.
+    """Open files one after the other, PDF files page by page, so that a long one is never held in memory whole.
 
     Args:
         files: Images and PDF files.
@@ -114,7 +114,7 @@ def open_pages(files: list[Path], *, dpi: int = 200) -> Iterator[PageInput]:
             yield from _pdf_pages(path, dpi)
             continue
         try:
-            # Through memory, so that no file stays open.
+            # Open from memory, so that no file stays open.
             image = open_image({"bytes": path.read_bytes(), "path": str(path)})
         except (UnreadableImageError, OSError) as error:
             yield PageInput(str(path), None, str(error))

@@ -1,4 +1,4 @@
-"""Finding the lines of a page. The detector is rapidocr's (an optional extra); what is done with its boxes is done here."""
+"""Find the lines of a page: rapidocr (an optional extra) detects boxes, this module joins them into lines."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,21 +9,21 @@ from PIL import Image
 
 Box = tuple[int, int, int, int]
 Detector = Callable[[Image.Image], list[Box]]
-# Two boxes stand in one line when the lower one's middle lies inside the upper one, and the gap between them is at most
+# Two boxes belong to one line if the lower one's middle lies inside the upper one and the gap between them is at most
 # this many times their height.
 _MAX_GAP = 3.0
 _MARGIN = 0.15
 
 
 class SegmenterMissingError(ValueError):
-    """Pages were to be cut into lines without the library that finds them."""
+    """Cutting pages into lines needs rapidocr, but it is not installed."""
 
 
 def load_detector() -> Detector:
-    """A function from a page to boxes `(left, top, right, bottom)` of pieces of text, in pixels.
+    """Load a function that finds boxes `(left, top, right, bottom)` of text on a page, in pixels.
 
     Raises:
-        SegmenterMissingError: when rapidocr is not installed, saying how to install it.
+        SegmenterMissingError: when rapidocr is not installed; the message says how to install it.
     """
     if find_spec("rapidocr") is None:
         raise SegmenterMissingError(
@@ -56,7 +56,7 @@ def _joins(line: Box, box: Box) -> bool:
 
 
 def join_boxes(boxes: list[Box]) -> list[Box]:
-    """Join pieces of one line, and put lines in reading order: from top to bottom, from left to right.
+    """Join the boxes of each line, and put lines in reading order: from top to bottom, from left to right.
 
     Example:
         >>> join_boxes([(60, 11, 100, 31), (0, 50, 90, 70), (0, 10, 50, 30)])

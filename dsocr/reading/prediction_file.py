@@ -1,4 +1,4 @@
-"""`predictions.jsonl`: what was read, appended line by line, so that a second start goes on where the first one stopped."""
+"""`predictions.jsonl`: predictions appended line by line, so that a second start continues after the last one."""
 
 import json
 import os
@@ -14,11 +14,11 @@ class PredictionFileError(ValueError):
 class PredictionFile:
     """Predictions of one model on one dataset.
 
-    The first line holds the settings. A last line that was cut off (a crash, a full disk) is dropped and read again.
+    The first line holds the settings. A truncated last line (a crash, a full disk) is dropped and predicted again.
 
     Args:
         path: The file; it is created.
-        settings: What decides the predictions (model, adapter, prompt, dataset, ...).
+            settings: Everything that decides the predictions (model, adapter, prompt, dataset, ...).
 
     Raises:
         PredictionFileError: when the file was written with other settings.
@@ -27,7 +27,7 @@ class PredictionFile:
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
         self.rows: dict[int, dict[str, Any]] = {}
-        # As JSON has it, so that tuples compare.
+        # Convert through JSON: tuples become lists and compare equal to the loaded settings.
         settings = json.loads(json.dumps(settings))
         if self.path.is_file() and self.path.stat().st_size:
             self._read(settings)
@@ -65,5 +65,5 @@ class PredictionFile:
         self.rows[index] = entry
 
     def missing(self, indices: Iterable[int]) -> list[int]:
-        """The indices that have no prediction yet, in order."""
+        """Indices without a prediction, in order."""
         return [index for index in indices if index not in self.rows]

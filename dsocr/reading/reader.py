@@ -1,4 +1,4 @@
-"""The way in for everything that reads: a base model, the adapter on it, and the processor that fits both."""
+"""Load everything needed for reading: a base model, its adapter, and the matching processor."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reader(NamedTuple):
-    """What reads.
+    """A model with its processor, ready to read.
 
     Attributes:
         model: Native model, or a `PeftModel` when there is an adapter; on the GPU if there is one.
@@ -36,7 +36,7 @@ def load_reader(
 ) -> Reader:
     """Load a base model, put an adapter on it strictly, and find the processor.
 
-    Weights are bfloat16 on a GPU and float32 on a CPU. The adapter's folder says image mode, layout and prompt.
+    Weights are bfloat16 on a GPU and float32 on a CPU. The adapter's folder gives image mode, layout and prompt.
 
     Args:
         name: Hub id or folder of the base; `None` takes the adapter's own, or the built-in tiny model.

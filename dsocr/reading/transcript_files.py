@@ -1,4 +1,4 @@
-"""Writing transcriptions: plain text, JSON lines, ALTO; each page as soon as it is read."""
+"""Write transcriptions as plain text, JSON lines or ALTO, each page as soon as it is read."""
 
 import json
 import re
@@ -15,7 +15,7 @@ ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 
 class TranscriptWriter(Protocol):
-    """Takes pages one by one."""
+    """Writes pages one by one."""
 
     def write(self, page: TranscribedPage) -> None: ...
 
@@ -27,12 +27,12 @@ class _StreamWriter:
         self._path = output
         if output:
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-        # Open for the whole run, page by page; `close` ends it.
+        # Keep the file open for the whole run; `close` closes it.
         self._stream: TextIO = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
 
     def _put(self, text: str) -> None:
         self._stream.write(text)
-        # What was read stays read when the run is stopped.
+        # Flush: finished pages must survive a stopped run.
         self._stream.flush()
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ class _StreamWriter:
 
 
 class TextWriter(_StreamWriter):
-    """Texts, with the names of the inputs above them when there are several."""
+    """Write texts, with the inputs' names above them when there are several."""
 
     def __init__(self, output: str | None, *, with_names: bool):
         super().__init__(output)
@@ -53,7 +53,7 @@ class TextWriter(_StreamWriter):
 
 
 class JsonLinesWriter(_StreamWriter):
-    """A JSON object a line of text: `image`, `line`, `box`, `text`, `confidence`."""
+    """Write one JSON object per line of text: `image`, `line`, `box`, `text`, `confidence`."""
 
     def write(self, page: TranscribedPage) -> None:
         for number, line in enumerate(page.lines):
@@ -62,7 +62,8 @@ class JsonLinesWriter(_StreamWriter):
 
 
 def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
-    """An ALTO 4 document of a page: boxes in pixels, a string a word, the line's confidence as `WC` of each."""
+    """Build an ALTO 4 document of a page: boxes in pixels, one String per word, the line's confidence as each word's
+    `WC`."""
     root = ElementTree.Element("alto", {"xmlns": ALTO_NAMESPACE})
     description = ElementTree.SubElement(root, "Description")
     ElementTree.SubElement(description, "MeasurementUnit").text = "pixel"
@@ -78,7 +79,7 @@ def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
         left, top, right, bottom = line.box
         place = {"HPOS": str(left), "VPOS": str(top), "WIDTH": str(right - left), "HEIGHT": str(bottom - top)}
         parent = ElementTree.SubElement(block, "TextLine", {"ID": f"line_{number}", **place})
-        # XML has no place for control characters.
+        # XML allows no control characters.
         text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", line.text)
         for word_number, word in enumerate(text.split()):
             if word_number:
@@ -90,7 +91,7 @@ def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
 
 
 class AltoWriter:
-    """An ALTO file a page, in one folder, named after the input."""
+    """Write one ALTO file per page, named after the input, in one folder."""
 
     def __init__(self, output: str):
         self._folder = Path(output)
@@ -113,7 +114,7 @@ class AltoWriter:
 
 
 def open_writer(kind: str, output: str | None, *, with_names: bool) -> TranscriptWriter:
-    """The writer of a format.
+    """Open the writer of a format.
 
     Args:
         kind: `"text"`, `"jsonl"` or `"alto"`.

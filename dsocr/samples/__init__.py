@@ -1,4 +1,5 @@
-"""SAMPLE and BATCH: an image becomes views and tokens, several samples become the inputs of a model.
+"""SAMPLE and BATCH: cut an image into views and tokens, and batch samples into a model's inputs.
 
-This room knows the model's version and width (`dsocr.models`), which decide geometry and tokens; models know no samples.
+Geometry and token counts depend on the model's version and width, so this room imports `dsocr.models`, never the
+reverse.
 """

@@ -1,7 +1,7 @@
-"""Variations of a line for small training sets: slant, turn, size, light, blur, stain, and a gentle wave of the paper.
+"""Vary line images for small training sets: slant, turn, size, light, blur, noise, and a gentle wave of the paper.
 
-Done with Pillow, in the data loader's workers. An image keeps its size, so its tokens stay what they were counted to be.
-What is uncovered takes the paper's colour.
+Pillow does the work in the DataLoader's workers. An image keeps its size, so its token count stays valid. Uncovered
+parts take the paper's colour.
 """
 
 import math
@@ -21,14 +21,14 @@ CONTRAST = (0.75, 1.2)
 MAX_BLUR = 0.04
 MAX_NOISE = 10.0
 WAVE = 0.04
-# A quarter of the images stay as they are.
+# Share of varied images; a quarter stays unchanged.
 PROBABILITY = 0.75
 
 
 def _warp(image: Image.Image, rng: random.Random, paper: tuple[int, int, int]) -> Image.Image:
     """Turn, slant, scale and shift about the centre, in one step."""
     width, height = image.size
-    # On a long line a turn by few degrees would push the ends out of the picture.
+    # Turn long lines less: even a few degrees would push their ends out of the image.
     turn = math.radians(rng.uniform(-MAX_TURN_DEGREES, MAX_TURN_DEGREES)) * min(1.0, 4 * height / width)
     slant, scale = rng.uniform(-MAX_SLANT, MAX_SLANT), 1 / rng.uniform(*SCALES)
     cosine, sine = scale * math.cos(turn), scale * math.sin(turn)
@@ -40,7 +40,7 @@ def _warp(image: Image.Image, rng: random.Random, paper: tuple[int, int, int]) -
 
 
 def _wave(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Move columns up and down along a slow wave, as paper that does not lie flat."""
+    """Move columns up and down along a slow wave, like paper that does not lie flat."""
     width, height = image.size
     pixels = np.asarray(image)
     phase, length = rng.uniform(0, 2 * math.pi), rng.uniform(2, 6) * height
@@ -50,7 +50,7 @@ def _wave(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _light(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Brightness, contrast, a shadow across, and noise."""
+    """Change brightness and contrast, and add a shadow across the line and noise."""
     image = ImageEnhance.Contrast(image).enhance(rng.uniform(*CONTRAST))
     image = ImageEnhance.Brightness(image).enhance(rng.uniform(*LIGHT))
     shade = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, image.width)[None, :, None]
@@ -59,14 +59,14 @@ def _light(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def augment_image(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A variation of an image of a line.
+    """Vary the image of a line.
 
     Args:
         image: RGB image.
-        rng: Decides everything; the same state gives the same pixels.
+            rng: Source of every random choice; the same state gives the same pixels.
 
     Returns:
-        RGB image of the same size; one in four comes back as it was.
+            RGB image of the same size; one in four is returned unchanged.
     """
     if rng.random() > PROBABILITY:
         return image

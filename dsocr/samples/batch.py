@@ -1,4 +1,4 @@
-"""One prepared sample, and padding several into the inputs of the native models."""
+"""A prepared sample, and padding samples into the inputs of the native models."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ class OcrSample:
     """One sample ready for batching.
 
     Attributes:
-        input_ids: bos, prompt, image tokens, prompt, and (when there is an answer) answer and one eos.
+            input_ids: bos, prompt, image tokens, prompt, and in training the answer and one eos.
         prompt_length: Number of ids before the answer.
         views: The image's views, or their features.
         name: File name, for messages.
@@ -27,11 +27,11 @@ class OcrSample:
 
 
 def normalize_pixels(views: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-    """uint8 views, each `[side, side, 3]` in 0..255 -> `[n_views, 3, side, side]` in -1..1 (mean = std = 0.5)."""
+    """Convert uint8 views `[side, side, 3]` in 0..255 to `[n_views, 3, side, side]` in -1..1 (mean = std = 0.5)."""
     height, width, channels = views[0].shape
     pixels = torch.empty(len(views), channels, height, width, dtype=dtype)
     for target, view in zip(pixels, views, strict=True):
-        # View by view, planes first: one view's fp32 copy at a time, and half the time of the whole stack's.
+        # Convert view by view, planes first: only one fp32 copy at a time, and half the time of converting the stack.
         planes = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
         target.copy_(planes.to(torch.float32).div_(255).sub_(0.5).div_(0.5))
     return pixels
@@ -56,17 +56,17 @@ def collate_samples(
 
     Args:
         samples: The samples of the batch, all with views or all with features.
-        pad_token_id: What the shorter ones are filled with.
+            pad_token_id: Token that fills up shorter samples.
         padding_side: `"right"` for training, `"left"` for generation.
-        dtype: Type of the pixels.
-        with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
+            dtype: Dtype of the pixels.
+            with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
         pad_to_multiple_of: Round the length up to a multiple.
 
     Returns:
-        `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; and when any image has
-        tiles `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per image) and
-        `patches_grid` (a list of `[columns, rows]`). Samples with features have those in the place of pixels:
-        `[batch, queries, width]` and `[sum of tiles, queries, width]`.
+            `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
+            tiles, also `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per
+            image) and `patches_grid` (a list of `[columns, rows]`). Samples with features have features instead of
+            pixels: `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)
     if pad_to_multiple_of:

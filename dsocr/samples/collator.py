@@ -1,4 +1,4 @@
-"""The vision collator: samples of any tile counts in one padded batch."""
+"""The vision collator: batch and pad samples with any number of tiles."""
 
 import random
 from dataclasses import dataclass, replace
@@ -22,23 +22,24 @@ class OcrCollator:
     """Turn dataset rows into a training batch (right padding, labels) or a generation batch (left padding, no answer).
 
     Labels are the input ids on the answer and its eos, and -100 on prompt, image tokens and padding. Nothing is ever
-    cut. Instances can be pickled, so they work in data loader workers under the spawn start method.
+    truncated. Instances can be pickled, so they work in DataLoader workers under the spawn start method.
 
     Attributes:
         processor: Tokenizer, geometry and prompt.
-        dtype: Type of the pixels; give the model's.
-        max_length: Longest sequence in tokens that is accepted; `None` accepts any.
-        for_generation: Leave out the answer and pad on the left.
-        pad_to_multiple_of: Round the batch's length up to a multiple.
-        augment: Vary the images (training alone).
-        seed: With `epoch`, the image's name and its text it decides how an image is varied: anew in every epoch, alike
-            in every worker and in a resumed run.
-        epoch: Set by the trainer when an epoch begins.
-        features: Vision features of the images, computed before. A batch whose images are all in it carries them in the
-            place of pixels.
+            dtype: Dtype of the pixels; use the model's.
+            max_length: Longest accepted sequence in tokens; `None` accepts any.
+            for_generation: Leave out the answer and pad on the left.
+            pad_to_multiple_of: Round the batch's length up to a multiple.
+            augment: Vary the images (for training only).
+            seed: Together with `epoch`, image name and text it seeds the variation: new in every epoch, the same in
+                every worker and in a resumed run.
+            epoch: Set by the trainer when an epoch begins.
+            features: Precomputed vision features. A batch whose images all have features carries them instead of
+                pixels.
 
     Raises (when called):
-        ValueError: for a sample longer than `max_length`, naming its file, its prompt's and its answer's length.
+            ValueError: for a sample longer than `max_length`; the message names its file, prompt length and answer
+                length.
     """
 
     processor: OcrProcessor
@@ -56,7 +57,7 @@ class OcrCollator:
             return source
         name = image_name(source)
         varied = augment_image(open_image(source), random.Random(f"{self.seed}/{self.epoch}/{name}/{text}"))
-        # For messages: `image_name` finds it there.
+        # `image_name` takes the name for messages from this attribute.
         setattr(varied, "filename", name)  # noqa: B010
         return varied
 
@@ -64,7 +65,7 @@ class OcrCollator:
         if self.features is None or (self.augment and not self.for_generation):
             return [None] * len(rows)
         found = [self.features.find(row["image"]) for row in rows]
-        # The tower takes pixels or features, not both at once.
+        # The tower takes pixels or features, never a mix: one missing image makes the whole batch use pixels.
         return [None] * len(rows) if any(features is None for features in found) else found
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class OcrCollator:
         return batch
 
     def without_augmentation(self) -> "OcrCollator":
-        """The same collator for evaluation."""
+        """A copy for evaluation, where images must not be varied."""
         return replace(self, augment=False)
 
     def _refuse_overlong(self, sample: OcrSample) -> None:

@@ -1,8 +1,8 @@
-"""Image geometry of DeepSeek-OCR: which views an image is cut into, and how many image tokens they cost.
+"""Image geometry of DeepSeek-OCR: the views of an image and their number of image tokens.
 
-Source of the arithmetic: upstream's `infer` and `dynamic_preprocess` (modeling_deepseekocr.py, modeling_deepseekocr2.py).
-transformers' own processors differ from it (they floor where upstream rounds, and allow 32 tiles), so the views are made
-here, with Pillow alone, to the pixel.
+The arithmetic follows upstream's `infer` and `dynamic_preprocess` (modeling_deepseekocr.py, modeling_deepseekocr2.py).
+transformers' own processors differ (they floor where upstream rounds, and allow 32 tiles), so this module cuts the
+views itself, with Pillow alone, equal to upstream's to the pixel.
 """
 
 import math
@@ -20,14 +20,14 @@ PAD_COLOUR = (127, 127, 127)
 PATCH_SIZE = 16
 DOWNSAMPLE = 4
 V2_QUERIES = (144, 256)
-# How an image is laid on its views: as upstream does it; padded where upstream squeezes; a line broken into rows.
+# Layouts of an image on its views: upstream's; padded where upstream squeezes; a line broken into rows.
 LAYOUTS = ("original", "pad", "wrap")
 
 
 @cache
 def _tile_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    # Upstream sorts a set by area alone, so among grids of one area the iteration order of the set decides ties.
-    # Building the set in upstream's order reproduces it.
+    # Upstream sorts a set by area alone, so the set's iteration order decides between grids of equal area. Build the
+    # set in upstream's order to get the same choice.
     grids = {
         (columns, rows)
         for n in range(min_tiles, max_tiles + 1)
@@ -40,20 +40,20 @@ def _tile_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How one image becomes a global view and local tiles.
+    """Rules that turn an image into a global view and tiles.
 
     Attributes:
         version: `"v1"`, `"v2"` or `"unlimited"`.
         mode: `tiny`, `small`, `base`, `large` or `gundam`.
         base_size: Side of the square global view, pixels.
-        keep_aspect: The global view is padded to the square (True) or squashed into it (False).
-        tile_size: Side of a square local tile, pixels; 0 for a mode without tiles.
+            keep_aspect: Pad the global view to the square (True) or squash the image into it (False).
+            tile_size: Side of a square tile, pixels; 0 for a mode without tiles.
         min_tiles: Fewest tiles of a tiled image.
         max_tiles: Most tiles of a tiled image.
         patch_size: Side of a patch of the vision tower, pixels.
-        layout: `original` is upstream's own, to the pixel. `pad` keeps the letters' shape where upstream squeezes them.
-            `wrap` does too, and breaks what is more than twice as wide as high into rows on the global view, without
-            tiles.
+            layout: `original` is upstream's, to the pixel. `pad` pads where upstream squeezes, and so keeps the
+                letters' shape. `wrap` pads too, and breaks an image more than twice as wide as high into rows on the
+                global view, without tiles.
 
     Example:
         >>> geometry = image_geometry("v1", "gundam")
@@ -72,11 +72,11 @@ class ImageGeometry:
     layout: str = "original"
 
     def count_rows(self, width: int, height: int) -> int:
-        """Into how many rows an image is broken; 1 unless the layout is `wrap`."""
+        """Number of rows of a wrapped image; 1 unless the layout is `wrap`."""
         return choose_rows(width, height) if self.layout == "wrap" else 1
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        """The tile grid `(columns, rows)` of an image; `(1, 1)` means that it gets no tiles."""
+        """The tile grid `(columns, rows)` of an image; `(1, 1)` means no tiles."""
         if not self.tile_size or (width <= self.tile_size and height <= self.tile_size):
             return (1, 1)
         if self.count_rows(width, height) > 1:
@@ -90,7 +90,7 @@ class ImageGeometry:
         return best
 
     def count_tiles(self, width: int, height: int) -> int:
-        """The number of tiles of an image; 0 for one that gets its global view alone."""
+        """Number of tiles of an image; 0 if it has only a global view."""
         columns, rows = self.choose_grid(width, height)
         return 0 if (columns, rows) == (1, 1) else columns * rows
 
@@ -98,21 +98,21 @@ class ImageGeometry:
         return math.ceil((size // self.patch_size) / DOWNSAMPLE)
 
     def _view_tokens(self, size: int) -> int:
-        # v2's encoder answers with 144 or 256 queries, whichever its patch count fits (native DeepseekOcr2VisionModel).
+        # v2's encoder has 144 or 256 queries; the patch count decides (native DeepseekOcr2VisionModel).
         return V2_QUERIES[0] if self._queries(size) ** 2 <= V2_QUERIES[0] else V2_QUERIES[1]
 
     def view_queries(self, size: int) -> int:
-        """The number of feature vectors that the tower makes of a square view of `size` pixels."""
+        """Number of feature vectors from the tower for a square view of `size` pixels."""
         return self._view_tokens(size) if self.version == "v2" else self._queries(size) ** 2
 
     def count_tokens(self, width: int, height: int) -> int:
-        """The number of image tokens that an image of `width` x `height` pixels becomes."""
+        """Number of image tokens of an image of `width` x `height` pixels."""
         tiles = self.count_tiles(width, height)
         if self.version == "v2":
             return self._view_tokens(self.base_size) + 1 + (tiles * self._view_tokens(self.tile_size) if tiles else 0)
         queries = self._queries(self.base_size)
         local = self._queries(self.tile_size) if tiles else 0
-        # A newline after every row of the global view and of the tile mosaic, and one separator.
+        # Every row of the global view and of the tile mosaic ends in a newline token; one separator follows.
         columns, rows = self.choose_grid(width, height)
         return queries * (queries + 1) + 1 + rows * local * (columns * local + 1) * bool(tiles)
 
@@ -120,7 +120,7 @@ class ImageGeometry:
         """Cut an RGB image into its views.
 
         Raises:
-            ValueError: when the image is so elongated that its global view would be less than a pixel high or wide.
+                ValueError: when the image is so elongated that its global view would be under one pixel high or wide.
         """
         grid, n_tokens = self.choose_grid(*image.size), self.count_tokens(*image.size)
         if self.layout == "wrap":
@@ -198,17 +198,17 @@ MODES = {version: tuple(modes) for version, modes in _GEOMETRIES.items()}
 def image_geometry(
     version: str, mode: str, *, size_divisor: int = 1, patch_size: int = PATCH_SIZE, layout: str = "original"
 ) -> ImageGeometry:
-    """The geometry of a mode.
+    """Look up the geometry of a mode.
 
     Args:
         version: `"v1"`, `"v2"` or `"unlimited"`.
         mode: One of `MODES[version]`.
-        size_divisor: Divides every size; the tiny models of this project work at 1/16.
+            size_divisor: Divides every size; this project's tiny models use 16.
         patch_size: Side of a patch of the vision tower, pixels.
         layout: One of `LAYOUTS`.
 
     Raises:
-        ValueError: for a version, mode or layout that does not exist.
+            ValueError: for an unknown version, mode or layout.
     """
     if version not in _GEOMETRIES:
         raise ValueError(f"version={version!r} is not one of {sorted(_GEOMETRIES)}.")
@@ -230,7 +230,7 @@ def image_geometry(
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the tower makes of one image; stands where `dsocr.samples.geometry.ImageViews` stands.
+    """Vision features of one image, used in place of `ImageViews`.
 
     Attributes:
         global_view: `[queries, width]`.

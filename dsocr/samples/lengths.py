@@ -1,7 +1,7 @@
-"""How many tokens a sample has, counted once when the dataset is loaded and kept as columns.
+"""Count each sample's tokens once, when the dataset is loaded, and keep the counts as columns.
 
-Every later reader of a length takes these columns: grouping by length, batching by length in evaluation, the data
-summary, the vision cache. Nothing opens an image's header or encodes a text a second time before training.
+Grouping by length, batching in evaluation, the data summary and the vision cache all use these columns, so no image
+header is opened and no text encoded a second time before training.
 """
 
 import statistics
@@ -17,13 +17,13 @@ from dsocr.samples.processor import OcrProcessor
 
 
 PROMPT_TOKENS, ANSWER_TOKENS = "prompt_tokens", "answer_tokens"
-# Rows of a data summary, evenly spread over the dataset.
+# Largest number of rows in a data summary, evenly spread over the dataset.
 EXAMINED = 2000
 
 
 @dataclass(frozen=True)
 class SampleMeter:
-    """Measures rows for `load_ocr_dataset`: image size, tokens, and whether a model can take them.
+    """Measure rows for `load_ocr_dataset`: image size, tokens, and whether the sample fits the model.
 
     Attributes:
         processor: Counts image and text tokens.
@@ -34,10 +34,10 @@ class SampleMeter:
     max_length: int | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, int]:
-        """The columns `width`, `height` (pixels), `prompt_tokens` (image tokens included), `answer_tokens` (eos included).
+        """Columns `width`, `height` (pixels), `prompt_tokens` (image tokens included), `answer_tokens` (eos included).
 
         Raises:
-            UnusableSampleError: as `measure_row`; and for a text with a control token, or a sample over `max_length`.
+            UnusableSampleError: as `measure_row`; also for a text with a control token, or a sample over `max_length`.
         """
         size = measure_row(row)
         try:
@@ -53,11 +53,11 @@ class SampleMeter:
 
 
 def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str) -> Dataset:
-    """The dataset with a column of whole lengths in tokens, which `--train_sampling_strategy group_by_length` groups by.
+    """Add a column of sample lengths in tokens, for `--train_sampling_strategy group_by_length`.
 
     Args:
-        dataset: Columns `prompt_tokens` and `answer_tokens`; a dataset that was not loaded by this project has none, and
-            is measured here.
+        dataset: Columns `prompt_tokens` and `answer_tokens`; if they are missing (another project loaded the dataset),
+            the samples are measured here.
         processor: Counts image and text tokens.
         column: Name of the new column.
     """
@@ -74,15 +74,15 @@ def _spread(values: list[int]) -> dict[str, float]:
 
 
 def summarize_data(dataset: Dataset, processor: OcrProcessor) -> dict[str, Any]:
-    """What a dataset will cost, over at most 2000 lines, evenly spread.
+    """Summarise the lengths of a dataset, over at most 2000 lines, evenly spread.
 
     Args:
         dataset: Columns `text`, `width`, `height` and `answer_tokens`, as loaded with a `SampleMeter`.
         processor: Counts tokens.
 
     Returns:
-        `distributions` (`image tokens`, `answer tokens`, `characters`, each with min, median and max) and `tiles` (number
-        of tiles -> number of images).
+            `distributions` (`image tokens`, `answer tokens`, `characters`, each with min, median and max) and `tiles`
+            (number of tiles -> number of images).
     """
     step = max(1, len(dataset) // EXAMINED)
     rows = dataset.select_columns(["text", "width", "height", ANSWER_TOKENS])[::step]

@@ -1,7 +1,7 @@
-"""A long line of writing, broken into rows on one canvas, so that a square view shows its letters large and unsqueezed.
+"""Break a long line of writing into rows on one canvas, so that a square view shows its letters large and unsqueezed.
 
-A line of 1024x96 pixels fills 9 % of a square view. Broken into three rows it fills 84 %, at three times the size and the
-same number of image tokens. The rows are cut where the least ink is, so that few letters are cut in two.
+A line of 1024x96 pixels fills 9 % of a square view. Broken into three rows it fills 84 %, at three times the size and
+the same number of image tokens. Cuts are placed where there is least ink, so that few letters are cut in two.
 """
 
 import itertools
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 
-# A cut may move this far from its even place, in line heights, to find a gap between letters.
+# Largest distance of a cut from its even place, in line heights, to find a gap between letters.
 REACH = 0.5
 
 
 def choose_rows(width: int, height: int) -> int:
-    """The number of rows that shows a line largest on a square canvas; 1 for anything that is not twice as wide as high.
+    """Number of rows that shows a line largest on a square canvas; 1 unless it is at least twice as wide as high.
 
     Example:
         >>> choose_rows(1024, 96), choose_rows(300, 200)
@@ -24,14 +24,14 @@ def choose_rows(width: int, height: int) -> int:
     """
     root = math.sqrt(width / height)
     candidates = {max(1, math.floor(root)), max(1, math.ceil(root))}
-    # Of two that show it equally large, the one with fewer cuts.
+    # If two show the line equally large, take the one with fewer cuts.
     return min(candidates, key=lambda rows: (max(width / rows, height * rows), rows))
 
 
 def _ink(image: Image.Image) -> np.ndarray:
-    """How far each column of pixels is from paper, `[width]`, smoothed over a fifth of the height."""
+    """Difference of each column of pixels from paper, `[width]`, smoothed over a fifth of the height."""
     grey = np.asarray(image.convert("L"), dtype=np.float32)
-    # Along its edges a line is paper, however dense the writing is.
+    # Measure the paper along the edges: they are free of ink, however dense the writing is.
     paper = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
     ink = np.abs(grey - paper).mean(axis=0)
     window = max(1, image.height // 5)
@@ -41,7 +41,7 @@ def _ink(image: Image.Image) -> np.ndarray:
 
 
 def choose_cuts(image: Image.Image, rows: int) -> list[int]:
-    """Where to break a line, `rows + 1` columns from 0 to its width: near even places, where the least ink is."""
+    """Choose where to break a line: `rows + 1` columns from 0 to its width, near even places, at the least ink."""
     width, height = image.size
     ink, cuts = _ink(image), [0]
     reach = int(REACH * height)
@@ -49,21 +49,21 @@ def choose_cuts(image: Image.Image, rows: int) -> list[int]:
         even = round(row * width / rows)
         start, stop = max(cuts[-1] + 1, even - reach), min(width - 1, even + reach + 1)
         columns = np.arange(start, max(stop, start + 1))
-        # The nearest of equally empty columns: a wide gap is cut where the rows stay even.
+        # Among equally empty columns take the nearest: in a wide gap the rows stay even.
         best = np.lexsort((np.abs(columns - even), np.round(ink[columns], 1)))[0]
         cuts.append(int(columns[best]))
     return [*cuts, width]
 
 
 def wrap_line(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Break a line into rows, one below the other, the shorter ones filled up with `colour`.
+    """Break a line into rows, one below the other, and fill up shorter rows with `colour`.
 
     Args:
-        image: RGB, a line of writing.
+            image: RGB image of a line.
         colour: RGB, 0..255.
 
     Returns:
-        The image itself when one row shows it best.
+            The rows on one canvas, or the image itself when one row shows it best.
     """
     rows = choose_rows(*image.size)
     if rows == 1:

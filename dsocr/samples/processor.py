@@ -1,4 +1,4 @@
-"""The processor: tokenizer, image geometry and prompt in one object that is saved beside every checkpoint."""
+"""The processor: tokenizer, image geometry and prompt in one object, saved beside every checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class OcrProcessor(ProcessorMixin):
         tokenizer: A fast tokenizer with bos, eos and pad tokens and the token `<image>`.
         version: `"v1"`, `"v2"` or `"unlimited"`.
         image_mode: A mode of that version, see `dsocr.samples.geometry.MODES`.
-        prompt: Text with `<image>` exactly once; `None` takes the version's usual one.
+            prompt: Text with `<image>` exactly once; `None` takes the version's default.
         size_divisor: Divides the sizes of the mode (tiny models).
         patch_size: Side of a patch of the vision tower, pixels.
         image_layout: `"original"`, `"pad"` or `"wrap"`, see `dsocr.samples.geometry.ImageGeometry`.
@@ -78,15 +78,16 @@ class OcrProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None, **overrides) -> "OcrProcessor":
-        """Load the processor that a run has saved, or build one for an upstream checkpoint.
+        """Load a saved processor, or build one for an upstream checkpoint.
 
         Args:
             name_or_path: Hub id or local folder: an adapter or model folder of this project, or upstream's checkpoint.
             revision: Branch, tag or commit of a Hub id.
-            **overrides: `image_mode`, `prompt`, ... to use instead of the saved ones (`None` keeps the saved one).
+                **overrides: `image_mode`, `prompt`, ... to use instead of the saved values (`None` keeps the saved
+                    one).
 
-        Raises:
-            ValueError: when there is no tokenizer.json, or the version cannot be told.
+            Raises:
+                ValueError: when there is no tokenizer.json, or the version is unknown.
         """
         fields = load_json_of(name_or_path, PROCESSOR_NAME, revision)
         if fields.pop("processor_class", None) != cls.__name__:
@@ -96,10 +97,10 @@ class OcrProcessor(ProcessorMixin):
         return cls(load_tokenizer(name_or_path, revision), **fields)
 
     def encode_answer(self, text: str) -> list[int]:
-        """The ids of an answer, with one eos.
+        """Encode an answer, with one eos.
 
         Raises:
-            ValueError: when the text holds a control token (`<image>`, bos, eos, pad) of the tokenizer.
+                ValueError: when the text contains a control token (`<image>`, bos, eos, pad) of the tokenizer.
         """
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         reserved = self._reserved.intersection(ids)
@@ -109,17 +110,17 @@ class OcrProcessor(ProcessorMixin):
         return [*ids, self.tokenizer.eos_token_id]
 
     def encode_prompt(self, n_image_tokens: int) -> list[int]:
-        """bos, the prompt's text before the image, the image tokens, the text after it."""
+        """Ids of bos, the prompt's text before the image, the image tokens, and the text after it."""
         return [*self._before, *[self.image_token_id] * n_image_tokens, *self._after]
 
     def count_prompt_tokens(self, width: int, height: int) -> int:
-        """Length of the prompt of an image of that size, without cutting it."""
+        """Length of the prompt for an image of this size, without cutting the image."""
         return len(self._before) + self.geometry.count_tokens(width, height) + len(self._after)
 
     def prepare(self, image: Any, text: str | None = None, features: ImageFeatures | None = None) -> OcrSample:
-        """One sample from an image (see `open_image`) and, for training, its transcription.
+        """Prepare a sample from an image (see `open_image`) and, for training, its transcription.
 
-        With ready features the image stays closed.
+        If features are given, the image is not opened.
         """
         name = image_name(image)
         try:
@@ -133,15 +134,15 @@ class OcrProcessor(ProcessorMixin):
         return OcrSample(prompt + answer, len(prompt), views, name)
 
     def __call__(self, images: list, dtype: torch.dtype = torch.float32) -> BatchFeature:
-        """A left-padded batch for `model.generate` from a list of images."""
+        """Prepare images as a left-padded batch for `model.generate`."""
         images = images if isinstance(images, list | tuple) else [images]
         return BatchFeature(self.collate([self.prepare(image) for image in images], padding_side="left", dtype=dtype))
 
     def collate(self, samples: list[OcrSample], **options) -> dict[str, Any]:
-        """`dsocr.samples.batch.collate_samples` with this processor's pad token, for its version of the model."""
+        """Call `dsocr.samples.batch.collate_samples` with this processor's pad token and model version."""
         pad = self.tokenizer.pad_token_id
         return collate_samples(samples, pad_token_id=pad, with_grid=self.version != "v2", **options)
 
     def decode_answers(self, ids: torch.Tensor) -> list[str]:
-        """Texts of generated ids `[batch, new_tokens]`, without control tokens and surrounding white space."""
+        """Decode generated ids `[batch, new_tokens]`, without control tokens and surrounding white space."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -1,4 +1,4 @@
-"""Prompts (plain text around exactly one image, no roles: upstream's `plain` template) and upstream's tokenizer."""
+"""Prompts (plain text around one image, no roles: upstream's `plain` template) and upstream's tokenizer."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ DEFAULT_PROMPTS = {
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """The text before and after the image; surrounding white space is stripped, as upstream does.
+    """Split a prompt into the text before and after the image; strip surrounding white space as upstream does.
 
     Raises:
-        ValueError: when the prompt does not hold `<image>` exactly once.
+            ValueError: when the prompt does not contain `<image>` exactly once.
 
     Example:
         >>> split_prompt("<image>\\nFree OCR. ")
@@ -38,10 +38,10 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer exactly as `tokenizer.json` defines it.
+    """Load the tokenizer exactly as `tokenizer.json` defines it.
 
-    The class that upstream's tokenizer_config.json names (LlamaTokenizerFast) rebuilds the tokenizer in transformers 5
-    and splits text differently, so the file is read directly.
+    Load the file directly: upstream's tokenizer_config.json names LlamaTokenizerFast, and in transformers 5 that class
+    rebuilds the tokenizer and splits text differently.
 
     Raises:
         ValueError: when there is no tokenizer.json.

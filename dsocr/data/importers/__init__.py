@@ -1,1 +1,1 @@
-"""One parser per kind of source; each yields `AnnotatedImage`s and counts what it cannot use."""
+"""One parser per kind of source; each yields `AnnotatedImage`s and counts unusable entries."""

@@ -40,7 +40,7 @@ def _line(line: etree._Element, path: Path) -> AnnotatedLine:
 
 
 def parse_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Pages of one file; coordinates are scaled by the page's declared size, whatever their unit.
+    """Yield the pages of one file; coordinates are scaled by the page's declared size, so any unit works.
 
     Args:
         path: The file.
@@ -50,7 +50,7 @@ def parse_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[An
     names = [element.text.strip() for element in descendants(root, "fileName") if element.text and element.text.strip()]
     pages = descendants(root, "Page")
     for number, page in enumerate(pages):
-        # Without a name, an image that is called like the file.
+        # A file that names no image belongs to the image with the file's own name.
         name = names[number] if number < len(names) else names[0] if names else f"{path.stem}.png"
         if len(pages) > 1 and len(names) < len(pages):
             bad.add("no_image_name", str(path), f"{len(pages)} pages and {len(names)} image names (fileName)")

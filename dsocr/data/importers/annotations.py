@@ -1,4 +1,4 @@
-"""What every importer yields: a page image and the lines that somebody has transcribed on it."""
+"""The common result of every importer: a page image and its transcribed lines."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ class AnnotatedLine:
 
     Attributes:
         text: Its transcription.
-        name: What the source calls it, for messages.
+            name: The line's name in the source, for messages.
         polygon: Its outline in units of the declared page size, empty when there is none.
         box: `(left, top, right, bottom)` in the same units, `None` when there is none.
     """
@@ -28,16 +28,16 @@ class AnnotatedLine:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image with its lines, or with one text for the whole of it.
+    """One image with its lines, or with one text for the whole image.
 
     Attributes:
         image: The image file; it may not exist.
         where: The source file (and row), for messages.
-        page: Name of the page, for splits.
-        declared_size: Width and height in which coordinates are given; `None` for pixels.
-        lines: Lines in reading order.
-        text: The text of the whole image, for sources without lines; `None` when `lines` count.
-        split: `train` or `test` when the source says so.
+            page: Name of the page, for splits.
+            declared_size: Width and height of the page in the coordinates' unit; `None` for pixels.
+            lines: Lines in reading order.
+            text: Text of the whole image, for sources without lines; `None` when `lines` hold the text.
+            split: `train` or `test` if the source gives it.
     """
 
     image: Path
@@ -50,16 +50,16 @@ class AnnotatedImage:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image that a source names, also when it has moved beside the source or got another suffix.
+    """Find the image that a source names, even if it was moved beside the source or got another suffix.
 
     Args:
-        folder: The folder of the source file; nothing outside it (or its parent's `images/`) is looked at.
-        name: What the source says: a file name, a path, an address.
+        folder: The folder of the source file; only it and its parent's `images/` are searched.
+        name: File name, path or address in the source.
 
     Returns:
-        The file that was found, else the path where it should be.
+        The file found, else the expected path.
     """
-    # A Windows path, an address with a query, or a path of the machine that made the export.
+    # The name may be a Windows path, an address with a query, or a path on the machine that made the export.
     base = Path(name.replace("\\", "/").partition("?")[0]).name
     direct = folder / name if name and not Path(name).is_absolute() else folder / base
     for root in (direct.parent, folder, folder / "images", folder.parent / "images"):

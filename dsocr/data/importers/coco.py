@@ -1,4 +1,4 @@
-"""COCO annotations whose transcription stands in an attribute."""
+"""COCO annotations with the transcription in an attribute."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,12 +40,12 @@ def _line(annotation: dict, where: str) -> AnnotatedLine:
 
 
 def parse_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Images of a COCO file, lines from top to bottom in the order of their annotations.
+    """Yield the images of a COCO file, lines from top to bottom in the order of their annotations.
 
     Args:
         path: The file.
         content: Its parsed JSON.
-        bad: Counts annotations of images that are not listed.
+            bad: Counts annotations of unlisted images.
     """
     by_image: dict[Any, list[dict]] = defaultdict(list)
     for annotation in content["annotations"]:

@@ -1,4 +1,4 @@
-"""Cutting a transcribed line out of its page."""
+"""Cut a transcribed line out of its page."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from dsocr.data.image_files import MIN_SIDE, UnreadableImageError, open_image
 from dsocr.data.importers.annotations import AnnotatedLine, Point
 
 
-# A declared size fits an image when the two scales, across and down, differ by no more than this.
+# A declared size fits an image if the horizontal and the vertical scale differ by no more than this share.
 _SAME_SHAPE = 0.02
 _MIN_VISIBLE = 0.5
 
 
 class CutError(UnusableSampleError):
-    """A line that cannot be cut."""
+    """A line cannot be cut."""
 
 
 def _fits(size: tuple[int, int], declared: tuple[float, float]) -> bool:
@@ -25,21 +25,22 @@ def _fits(size: tuple[int, int], declared: tuple[float, float]) -> bool:
 
 
 def open_page(path: Path, declared: tuple[float, float] | None) -> tuple[Image.Image, tuple[float, float]]:
-    """Open a page the way its coordinates see it.
+    """Open a page in the orientation of its coordinates.
 
-    Coordinates mostly mean the image as a person sees it, rotated by its EXIF tag; some tools ignore that tag. The
-    declared size tells which.
+    Coordinates mostly refer to the image after EXIF rotation, but some tools ignore the EXIF tag; the declared size
+    shows which.
 
     Args:
         path: The image.
-        declared: Size that the coordinates refer to; `None` for pixels as seen. `(100, 100)` is per cent.
+        declared: Size of the page in the coordinates' unit; `None` for pixels after EXIF rotation. `(100, 100)` is per
+            cent.
 
     Returns:
-        RGB image, and the factors from coordinates to pixels, across and down.
+            RGB image, and the horizontal and vertical factor from coordinates to pixels.
 
     Raises:
         UnreadableImageError: for a missing or damaged image.
-        CutError: when the declared size has another shape than the image, rotated or not.
+            CutError: when the declared size has another aspect ratio than the image, rotated or not.
     """
     if not path.is_file():
         raise UnreadableImageError(
@@ -76,7 +77,7 @@ def _outline(line: AnnotatedLine, scale: tuple[float, float]) -> list[Point]:
 
 
 def paper_colour(pixels: np.ndarray) -> tuple[int, int, int]:
-    """The colour of the paper: the median of the brighter half of `[n, 3]` pixels."""
+    """Estimate the paper's colour: the median of the brighter half of `[n, 3]` pixels."""
     brightness = pixels.sum(axis=1)
     bright = pixels[brightness >= np.median(brightness)]
     red, green, blue = (int(value) for value in np.median(bright, axis=0))
@@ -84,17 +85,17 @@ def paper_colour(pixels: np.ndarray) -> tuple[int, int, int]:
 
 
 def cut_line(page: Image.Image, line: AnnotatedLine, scale: tuple[float, float], *, margin: float = 0.0) -> Image.Image:
-    """Cut one line; what lies outside its polygon takes the paper's colour, so that neighbours do not show.
+    """Cut one line, and paint the area outside its polygon in the paper's colour to hide neighbouring lines.
 
     Args:
         page: RGB image of the page.
         line: The line.
         scale: Factors from its coordinates to pixels.
-        margin: Added around the outline's box, as a share of its height; pixels of it outside the polygon are paper too.
+        margin: Added around the outline's box, as a share of its height; its pixels outside the polygon become paper.
 
     Raises:
-        CutError: when the line has no coordinates, is less than 4 pixels high or wide, or lies outside the page by more
-            than half.
+        CutError: when the line has no coordinates, is less than 4 pixels high or wide, or lies more than half outside
+            the page.
     """
     points = _outline(line, scale)
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -125,7 +126,7 @@ def cut_line(page: Image.Image, line: AnnotatedLine, scale: tuple[float, float],
     draw, shifted = ImageDraw.Draw(mask), [(x - box[0], y - box[1]) for x, y in points]
     draw.polygon(shifted, fill=255, outline=255)
     if extra:
-        # The margin widens the polygon too, or it would be nothing but paper.
+        # Widen the polygon by the margin too: otherwise the margin would be nothing but paper.
         draw.line([*shifted, shifted[0]], fill=255, width=2 * round(extra), joint="curve")
     pixels, chosen = np.asarray(crop), np.asarray(mask) > 0
     paper = Image.new("RGB", crop.size, paper_colour(pixels[chosen]))

@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: rectangles and polygons in per cent, with a TextArea each."""
+"""Label Studio's JSON export: rectangles and polygons in per cent, each with a TextArea."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def _image_name(data: dict) -> str:
         value for key, value in data.items() if isinstance(value, str) and key in ("image", "ocr", "img", "captioning")
     ]
     names += [value for value in data.values() if isinstance(value, str) and "." in value]
-    # Uploads get a random prefix: /data/upload/3/ab12cd34-page.png.
+    # Label Studio puts a random prefix before an upload's name: /data/upload/3/ab12cd34-page.png.
     return unquote(names[0].partition("?d=")[2] or names[0]) if names else ""
 
 
@@ -48,12 +48,12 @@ def _lines(results: list[dict], where: str) -> Iterator[AnnotatedLine]:
 
 
 def parse_label_studio(path: Path, content: list[dict], bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Tasks of an export; of several annotations of a task the first that was not cancelled counts.
+    """Yield the tasks of an export; each task gives its first annotation that was not cancelled.
 
     Args:
         path: The export.
         content: Its parsed JSON.
-        bad: Counts tasks that nobody has annotated.
+            bad: Counts tasks without an annotation.
     """
     for number, task in enumerate(content):
         where = f"{path}[{number}]"

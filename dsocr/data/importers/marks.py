@@ -1,21 +1,22 @@
-"""Editorial marks in transcriptions: what a transcriber added that does not stand on the paper."""
+"""Editorial marks: additions of the transcriber that are not on the paper."""
 
 import re
 
 
 POLICIES = ("keep", "strip", "drop")
-# An uncertain or illegible place in any bracket: [?], [...], [illegible], [unclear: word], [нрзб.], <unclear>word</unclear>.
+# An uncertain or illegible place in any bracket: [?], [...], [illegible], [unclear: word], [нрзб.],
+# <unclear>word</unclear>.
 _WORDS = r"\?+|\.{2,}|…|illegible|unleserlich|unclear|gap|sic|нрзб\.?|неразб\.?"
 _EMPTY = re.compile(rf"[\[\(<{{⟨]\s*(?:{_WORDS}|!)\s*/?\s*[\]\)>}}⟩]", re.IGNORECASE)
 _LABELLED = re.compile(rf"[\[⟨]\s*(?:{_WORDS})\s*:\s*([^\]⟩]*)[\]⟩]", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:unclear|gap|sic|corr|add|del|supplied|abbr|ex|hi|choice|orig|reg)\b[^<>]*/?>", re.IGNORECASE)
-# Line-end hyphens of transcription guidelines; a plain hyphen is on the paper.
+# Line-end hyphens required by transcription guidelines; a plain hyphen is on the paper.
 _HYPHENS = re.compile(r"[¬⸗]\s*$")
 _DOUBTFUL = re.compile(r"(?<=\w)\s?\[\?\]")
 
 
 def has_marks(text: str) -> bool:
-    """Whether a text holds an editorial mark.
+    """Whether a text contains an editorial mark.
 
     Example:
         >>> has_marks("Dear [illegible]"), has_marks("a list [1] (sic transit)")
@@ -25,15 +26,15 @@ def has_marks(text: str) -> bool:
 
 
 def apply_policy(text: str, policy: str) -> str | None:
-    """Treat the editorial marks of a text.
+    """Apply a policy to the editorial marks of a text.
 
     Args:
         text: A transcription.
-        policy: `"keep"` leaves it as it is; `"strip"` takes marks away and keeps the words that they enclose; `"drop"`
-            gives up a text that holds any.
+        policy: `"keep"` changes nothing; `"strip"` removes marks and keeps the words inside them; `"drop"` rejects a
+            text with any mark.
 
     Returns:
-        The text, `None` when it is given up.
+        The text; `None` when it is rejected.
 
     Raises:
         ValueError: for another policy.

@@ -9,7 +9,7 @@ from dsocr.data.importers.annotations import AnnotatedImage, find_image
 
 
 def is_messages(row: Any) -> bool:
-    """Whether a row has a conversation."""
+    """Whether a row holds a conversation."""
     return isinstance(row, dict) and ("messages" in row or "conversations" in row)
 
 
@@ -30,7 +30,7 @@ def _images(row: dict, messages: list[dict]) -> list[str]:
 
 
 def parse_messages(path: Path, rows: Iterator[tuple[int, dict]], bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Rows with one image each.
+    """Yield the rows that have one image each.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""PAGE XML (2013 and 2019, and whatever else has the same elements): Transkribus, eScriptorium, OCR-D."""
+"""PAGE XML (2013 and 2019, and other versions with the same elements): Transkribus, eScriptorium, OCR-D."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ _REGIONS = ("TextRegion", "TableRegion", "TableCell")
 
 
 def _text_of(line: etree._Element) -> str:
-    # Several TextEquivs are alternatives: the one with the lowest index counts.
+    # Several TextEquivs are alternatives: take the one with the lowest index.
     equivalents = sorted(children(line, "TextEquiv"), key=lambda element: int(element.get("index", "0") or 0))
     for equivalent in equivalents:
         for unicode_text in children(equivalent, "Unicode"):
@@ -30,7 +30,7 @@ def _ordered_regions(page: etree._Element) -> list[etree._Element]:
     order: dict[str, int] = {}
     for position, reference in enumerate(descendants(page, "RegionRefIndexed") + descendants(page, "RegionRef")):
         order.setdefault(reference.get("regionRef", ""), position)
-    # Regions that the reading order does not name keep their place behind it.
+    # Put regions missing from the reading order behind it, in their own order.
     return sorted(regions, key=lambda element: order.get(element.get("id", ""), len(order)))
 
 
@@ -40,14 +40,14 @@ def _lines(page: etree._Element, path: Path) -> Iterator[AnnotatedLine]:
             coordinates = children(line, "Coords")
             polygon = parse_points(coordinates[0].get("points", "")) if coordinates else ()
             if coordinates and not polygon:
-                # PAGE 2010 has a point an element.
+                # PAGE 2010 has one element per point.
                 points = [(float(p.get("x", 0)), float(p.get("y", 0))) for p in descendants(coordinates[0], "Point")]
                 polygon = tuple(points) if len(points) >= 3 else ()
             yield AnnotatedLine(_text_of(line).strip(), f"{path}#{line.get('id', '')}", polygon)
 
 
 def parse_page_xml(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Pages of one file.
+    """Yield the pages of one file.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""From any source to one clean dataset folder: images and `metadata.jsonl`, relative paths, page and split columns."""
+"""Convert any source into one clean dataset folder: images and `metadata.jsonl`, relative paths, page and split."""
 
 import json
 import logging
@@ -27,12 +27,12 @@ LEVELS = ("line", "page")
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How samples are made.
+    """Options for making samples.
 
     Attributes:
-        level: `"line"` cuts lines; `"page"` takes whole pages with their lines' texts, a line each.
+        level: `"line"` cuts lines; `"page"` takes whole pages, with one line of text per line.
         marks: Policy for editorial marks, see `apply_policy`.
-        margin: Around a cut line, as a share of its height.
+        margin: Margin around a cut line, as a share of its height.
     """
 
     level: str = "line"
@@ -101,14 +101,14 @@ def _table_samples(source: str, options: PrepareOptions, bad: BadSamples, **colu
 def prepare_dataset(
     source: str | Path, output_dir: str | Path, options: PrepareOptions, bad: BadSamples, **columns
 ) -> int:
-    """Write a clean dataset folder; the source is only read.
+    """Write a clean dataset folder; the source stays unchanged.
 
     Args:
-        source: See `parse_annotations` and `load_ocr_dataset`.
-        output_dir: Folder to write; it must not hold a dataset yet.
-        options: How samples are made.
-        bad: Refuses or counts bad samples; written to `skipped_samples.json`.
-        **columns: `image_column`, `text_column`, `encoding` of a table.
+            source: See `parse_annotations` and `load_ocr_dataset`.
+            output_dir: Folder to write; it must not hold a dataset yet.
+            options: How to make samples.
+            bad: Refuses or counts bad samples; written to `skipped_samples.json`.
+            **columns: `image_column`, `text_column`, `encoding` of a table.
 
     Returns:
         The number of samples.
@@ -116,7 +116,7 @@ def prepare_dataset(
     Raises:
         FileExistsError: when the folder holds a dataset already.
         FileNotFoundError: when there is no such source.
-        ValueError: when nothing in it is usable.
+            ValueError: when no sample of the source is usable.
     """
     if options.level not in LEVELS:
         raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")
@@ -131,7 +131,7 @@ def prepare_dataset(
     else:
         samples = (sample for page in annotated for sample in _samples(page, options, bad))
     count = 0
-    # Written line by line under another name, so that a stopped run leaves no dataset that looks whole.
+    # Write to a temporary name: a stopped run must not leave a dataset that looks complete.
     partial = folder / "metadata.jsonl.part"
     with partial.open("w", encoding="utf-8") as file:
         for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):

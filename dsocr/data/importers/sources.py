@@ -1,4 +1,4 @@
-"""Which importer a source needs, found by looking at it."""
+"""Detect the kind of a source and choose its importer."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -19,7 +19,7 @@ from dsocr.data.tables import SUFFIXES, parse_table
 
 
 _XML_ROOTS = {"PcGts": parse_page_xml, "alto": parse_alto}
-# What exports of pages carry beside the pages.
+# Files in page exports that hold no page.
 _SIDE_FILES = ("mets.xml", "metadata.xml")
 
 
@@ -57,14 +57,14 @@ def _has_messages(path: Path) -> bool:
 
 
 def parse_annotations(source: str | Path, bad: BadSamples) -> Iterator[AnnotatedImage] | None:
-    """Annotated images of a source that is no plain table of images and texts.
+    """Parse the annotated images of a source; plain tables of images and texts are left to `load_ocr_dataset`.
 
     Args:
         source: A PAGE, ALTO, Label Studio, COCO or chat file, or a folder of such files or of `.gt.txt` pairs.
-        bad: Refuses or counts what cannot be used.
+        bad: Refuses or counts unusable entries.
 
     Returns:
-        Images lazily; `None` for a source that `load_ocr_dataset` reads: a table, an imagefolder, a Hub id.
+        Images lazily; `None` for a source of `load_ocr_dataset`: a table, an imagefolder, a Hub id.
 
     Raises:
         ValueError: for a JSON file of an unknown kind.

@@ -1,4 +1,4 @@
-"""`line.png` with `line.gt.txt` beside it, as Kraken, Calamari and Tesseract's trainers have it."""
+"""Pairs of `line.png` and `line.gt.txt`, the layout of Kraken, Calamari and Tesseract's trainers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ SUFFIX = ".gt.txt"
 
 
 def parse_text_files(folder: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Pairs of a folder and those below it; a page is the folder of its lines.
+    """Yield the pairs of a folder and its sub-folders; a line's folder is its page.
 
     Args:
         folder: The folder.
@@ -25,7 +25,7 @@ def parse_text_files(folder: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
             continue
         stem = path.name.removesuffix(SUFFIX)
         image = find_image(path.parent, f"{stem}.png")
-        # Binarised copies are called line.bin.png and line.nrm.png.
+        # Binarised copies of an image are named line.bin.png and line.nrm.png.
         for variant in (f"{stem}.bin.png", f"{stem}.nrm.png"):
             if not image.is_file() and (path.parent / variant).is_file():
                 image = path.parent / variant

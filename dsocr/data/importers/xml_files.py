@@ -1,4 +1,4 @@
-"""Reading XML from strangers: no document types, no entities, nothing from outside."""
+"""Parse XML from unknown sources safely: no document types, no entities, no network."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ MAX_BYTES = 100_000_000
 
 
 class XmlError(ValueError):
-    """A file that is no well-formed XML, or that asks for what is refused."""
+    """A file is not well-formed XML, or declares a document type."""
 
 
 def parse_xml(path: Path) -> etree._Element:
-    """The root element of an XML file.
+    """Parse an XML file and return its root element.
 
     Args:
         path: The file, in any encoding that it declares.
 
     Raises:
-        XmlError: for broken XML, a file of more than 100 MB, or one with a document type (which is where entities,
-            the multiplying and the fetching kind, are declared).
+        XmlError: for broken XML, a file of more than 100 MB, or a document type: entities, which may multiply or fetch
+            files, are declared there.
     """
     if path.stat().st_size > MAX_BYTES:
         raise XmlError(f"{path}: more than {MAX_BYTES // 10**6} MB of XML are not read.")
@@ -37,22 +37,22 @@ def parse_xml(path: Path) -> etree._Element:
 
 
 def local_name(element: etree._Element) -> str:
-    """The name of an element without its namespace."""
+    """Name of an element without its namespace."""
     return etree.QName(element).localname if isinstance(element.tag, str) else ""
 
 
 def children(element: etree._Element, name: str) -> list[etree._Element]:
-    """Direct children of a name, in any namespace."""
+    """Direct children of the given name, in any namespace."""
     return [child for child in element if local_name(child) == name]
 
 
 def descendants(element: etree._Element, name: str) -> list[etree._Element]:
-    """All descendants of a name, in any namespace, in document order."""
+    """All descendants of the given name, in any namespace, in document order."""
     return [child for child in element.iter() if local_name(child) == name]
 
 
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:
-    """`"1,2 3,4"` (PAGE) or `"1 2 3 4"` (ALTO) -> points; empty when there are fewer than three or they are no numbers.
+    """Parse `"1,2 3,4"` (PAGE) or `"1 2 3 4"` (ALTO) into points; empty for fewer than three points or for non-numbers.
 
     Example:
         >>> parse_points("0,0 10,0 10,5"), parse_points("0 0 10 0 10 5"), parse_points("1,2 x")

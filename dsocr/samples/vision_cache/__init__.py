@@ -1,1 +1,1 @@
-"""Vision features that are computed once: while the tower is frozen they are the same in every epoch and evaluation."""
+"""Compute vision features once: with a frozen tower they are the same in every epoch and evaluation."""

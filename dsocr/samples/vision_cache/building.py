@@ -1,4 +1,4 @@
-"""Filling the cache: every image once, in batches, by all processes, before the first epoch."""
+"""Fill the cache before the first epoch: every image once, in batches, shared among all processes."""
 
 import hashlib
 import logging
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 _IMAGES_PER_FILE = 64
 
-# Makes the context that training runs the model in, autocast for example.
+# Makes the context for a forward pass; training's own, with autocast for example.
 MakeContext = Callable[[], AbstractContextManager]
 
 
 @dataclass
 class _Inventory:
-    """The different images of some datasets.
+    """The distinct images of some datasets.
 
     Attributes:
-        sources: By key, the row to take the image from. Rows, not images: the images of a Hub dataset are bytes, which
-            are not to be held all at once.
-        known: By path, what identifies the file's content.
+        sources: By key, the row of the image. Rows, not images: a Hub dataset stores images as bytes, and holding all of
+            them would exhaust memory.
+        known: By path, the identity of the file's content.
         sizes: By key, width and height in pixels.
     """
 
@@ -50,7 +50,7 @@ class _Inventory:
 
 
 def feature_bytes(geometry: ImageGeometry, size: tuple[int, int], width: int, itemsize: int) -> int:
-    """Bytes of the features of an image of that size."""
+    """Bytes of the features of an image of the given size."""
     queries = geometry.view_queries(geometry.base_size)
     queries += geometry.count_tiles(*size) * geometry.view_queries(geometry.tile_size)
     return queries * width * itemsize
@@ -61,7 +61,7 @@ def _identity(model: PreTrainedModel, geometry: ImageGeometry, dtype: torch.dtyp
 
 
 def _look_at(place: tuple[Dataset, int]) -> tuple[str, str | None, KnownFile, tuple[int, int]]:
-    """Key, path, identity and size of one row's image; the size comes from the row when it was measured before."""
+    """Key, path, identity and size of one row's image; takes the size from the row if it was measured before."""
     dataset, index = place
     row = dataset[index]
     source = row["image"]
@@ -94,13 +94,13 @@ def _take_inventory(datasets: Iterable[Dataset], *, progress: bool) -> _Inventor
 def compute_features(
     model: PreTrainedModel, views: list[ImageViews], dtype: torch.dtype, *, context: MakeContext = nullcontext
 ) -> list[ImageFeatures]:
-    """What the tower makes of several images; all tiles of the batch go through it at once.
+    """Compute the features of several images; all their tiles go through the tower at once.
 
     Args:
         model: Native model or `PeftModel`.
-        views: Their views.
-        dtype: Type to keep.
-        context: Makes the context that training runs the model in, autocast for example.
+        views: Views of the images.
+        dtype: Dtype of the features.
+        context: Makes the context for a forward pass; use training's own, with autocast for example.
 
     Returns:
         Features on the CPU.
@@ -123,7 +123,7 @@ def compute_features(
         tower.train(training)
     counts = [len(view.tiles) for view in views]
     parts = torch.split(tiled, counts) if tiles else [tiled] * len(views)
-    # Clone: a slice would keep the whole batch alive.
+    # Clone: a slice would keep the whole batch in memory.
     return [
         ImageFeatures(one.clone(), part.clone(), view.grid, view.n_tokens)
         for one, part, view in zip(whole, parts, views, strict=True)
@@ -141,7 +141,7 @@ def _fill(
     context: MakeContext,
     progress: bool,
 ) -> None:
-    """Compute the features of some images and put them into the store, 64 images a file."""
+    """Compute features of images and store them, 64 images per file."""
     waiting: dict[str, ImageFeatures] = {}
     keys = list(sources)
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
@@ -164,7 +164,7 @@ def _fill(
 
 
 def _share_of_rank(store: MemoryStore | DiskStore, inventory: _Inventory) -> dict[str, tuple[Dataset, int]]:
-    """The images that this process has to compute."""
+    """Select the images that this process has to compute."""
     rank, ranks = process_rank()
     missing = {
         key: place for key, place in sorted(inventory.sources.items(), key=lambda item: item[0]) if key not in store
@@ -176,7 +176,7 @@ def _share_of_rank(store: MemoryStore | DiskStore, inventory: _Inventory) -> dic
 
 
 def _first_problem(problem: str | None) -> str | None:
-    """The first problem that any process has; every process gets the same answer."""
+    """The first problem of any process; every process gets the same answer."""
     _, ranks = process_rank()
     if ranks == 1:
         return problem
@@ -196,20 +196,20 @@ def build_feature_cache(
     context: MakeContext = nullcontext,
     progress: bool = True,
 ) -> FeatureCache | None:
-    """Compute the features of every image of some datasets, once; under a process group every process does its share.
+    """Compute the features of every image of some datasets once; in a process group every process computes its share.
 
     Args:
         model: Native model or `PeftModel`, on its device, with a frozen tower.
         processor: Its processor.
-        datasets: Column `image`; `width` and `height` are used when they are there.
-        options: Where features go.
-        dtype: Type to keep; `None` takes the model's, so that nothing is rounded.
+        datasets: Column `image`; `width` and `height` are used if present.
+        options: Where to store features.
+        dtype: Dtype of the features; `None` takes the model's, so that nothing is rounded.
         batch_size: Images at a time.
         context: See `compute_features`.
         progress: Show progress bars.
 
     Returns:
-        The cache; `None` when there is no room for it, which is logged.
+        The cache; `None`, with a warning, when there is no room for it.
     """
     dtype = dtype or model.dtype
     progress = progress and process_rank()[0] == 0

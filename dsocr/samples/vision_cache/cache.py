@@ -1,4 +1,4 @@
-"""The cache as the collator sees it: an image comes in, its features come out, or nothing."""
+"""Look up features by image, for the collator."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from dsocr.samples.vision_cache.store import DiskStore, MemoryStore
 
 
 def hash_bytes(content: bytes) -> str:
-    """A digest of an image file's bytes."""
+    """Digest of an image file's bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class KnownFile(NamedTuple):
-    """What a file was when its features were computed.
+    """Identity of a file at the time its features were computed.
 
     Attributes:
         key: Digest of its bytes.
@@ -34,15 +34,15 @@ class FeatureCache:
     """Features by image.
 
     Attributes:
-        store: Where they are.
-        known: By path, what the file was when its features were computed.
+        store: Holds the features.
+        known: By path, the file's identity when its features were computed.
     """
 
     store: MemoryStore | DiskStore
     known: dict[str, KnownFile] = field(default_factory=dict)
 
     def key(self, source: Any) -> str | None:
-        """The key of an image (a path, or the `{"bytes", "path"}` of a dataset); `None` for one that has none.
+        """Key of an image (a path, or the `{"bytes", "path"}` of a dataset); `None` for an unknown image.
 
         Raises:
             ValueError: when the file has changed since its features were computed.
@@ -61,10 +61,10 @@ class FeatureCache:
         return known.key
 
     def find(self, source: Any) -> ImageFeatures | None:
-        """The features of an image, `None` when it was never put in.
+        """Features of an image; `None` if the cache does not hold it.
 
         Raises:
-            ValueError: when the file has changed since.
+            ValueError: when the file has changed since its features were computed.
         """
         key = self.key(source)
         return self.store.get(key) if key is not None and key in self.store else None

@@ -1,4 +1,4 @@
-"""Which datasets of a run are worth caching, and where their features go."""
+"""Choose the datasets of a run to cache, and where to store their features."""
 
 import logging
 import shutil
@@ -17,22 +17,22 @@ from dsocr.samples.vision_cache.tower import is_frozen
 logger = logging.getLogger(__name__)
 
 AUTO, OFF = "auto", "off"
-# Features that stay in memory under --vision_cache auto; more go to the run folder.
+# Largest size of features in memory under --vision_cache auto; more goes to the run folder.
 MEMORY_BYTES = 8 * 2**30
-# Share of the free disk that a cache may take.
+# Largest share of the free disk for a cache.
 _DISK_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What `--vision_cache` and the run say about the cache.
+    """Settings of the cache, from `--vision_cache` and the run.
 
     Attributes:
         place: `"auto"` (memory up to `memory_bytes`, else `run_folder`), `"off"`, or a folder that outlives the run.
-        run_folder: Folder for features that memory cannot hold.
-        memory_bytes: Most that is kept in memory.
-        in_memory: Whether memory is possible at all: data loader workers and further processes would each need a copy.
-        augment: Whether training images are varied in every epoch, so that their features change.
+        run_folder: Folder for features too large for memory.
+        memory_bytes: Largest size of features in memory.
+        in_memory: Allow memory; set False with DataLoader workers or several processes, which would each need a copy.
+        augment: Whether training images vary in every epoch, and their features with them.
         train_again: Whether training sees its samples more than once.
     """
 
@@ -45,17 +45,17 @@ class CacheOptions:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the user named, `None` when there is none."""
+        """The folder named by the user; `None` without one."""
         return None if self.place in (AUTO, OFF) else Path(self.place)
 
 
 def choose_cached(sets: TrainingSets, model: PreTrainedModel, options: CacheOptions) -> list[Dataset]:
-    """The sets that will be read more than once with the same features; empty when there is nothing to gain.
+    """Choose the sets to read more than once with the same features; empty when caching gains nothing.
 
     Args:
         sets: Sets of the run.
-        model: Native model or `PeftModel`, as it will be trained.
-        options: What the run does with its images.
+        model: Native model or `PeftModel`, set up for training.
+        options: Settings of the cache.
     """
     if options.place == OFF:
         return []
@@ -73,11 +73,11 @@ def choose_cached(sets: TrainingSets, model: PreTrainedModel, options: CacheOpti
 
 
 def open_store(options: CacheOptions, find_identity: Callable[[], str], needed: int) -> MemoryStore | DiskStore | None:
-    """A place for features that need `needed` bytes; `None`, with a warning, when there is no room for them.
+    """Open a store with room for `needed` bytes of features; `None`, with a warning, when there is no room.
 
     Args:
-        options: Where features may go.
-        find_identity: Names the tower, geometry and type that the features belong to; called only for files, because it
+        options: Where features may be stored.
+        find_identity: Names tower, geometry and dtype of the features; called only for a store on disk, because it
             digests the whole tower.
         needed: Bytes.
     """

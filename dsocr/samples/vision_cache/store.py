@@ -1,4 +1,4 @@
-"""Where features are kept: in memory, or in safetensors files that are mapped into it."""
+"""Store features in memory, or on disk in memory-mapped safetensors files."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ from dsocr.samples.geometry import ImageFeatures
 
 logger = logging.getLogger(__name__)
 
-# A file that a killed process left half-written is swept away when it is this old, seconds.
+# Age in seconds at which a half-written file counts as left by a killed process and is deleted.
 _STALE_SECONDS = 3600
 
 
 class MemoryStore:
-    """Features in memory, by key; for one process."""
+    """Features in memory, by key; for a single process."""
 
     def __init__(self):
         self._items: dict[str, ImageFeatures] = {}
@@ -29,31 +29,31 @@ class MemoryStore:
         return key in self._items
 
     def get(self, key: str) -> ImageFeatures:
-        """The features of a key.
+        """Features of a key.
 
         Raises:
-            KeyError: when there are none.
+            KeyError: when the store does not hold the key.
         """
         return self._items[key]
 
     def add(self, items: dict[str, ImageFeatures]) -> None:
-        """Keep features."""
+        """Store features."""
         self._items |= items
 
     def scan(self) -> None:
-        """Nothing: no other process writes here."""
+        """Do nothing: no other process writes here."""
 
 
 class DiskStore:
     """Features in a folder, by key; any number of processes may read and write it.
 
-    A file appears under its name only when it is whole, and is never changed afterwards.
+    Writers rename a complete file into place and never change it afterwards.
 
     Args:
-        folder: Made when it is not there.
+        folder: Folder of the files; it is created.
 
     Raises:
-        OSError: when the folder cannot be made.
+        OSError: when the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path):
@@ -65,14 +65,14 @@ class DiskStore:
         self.scan()
 
     def __getstate__(self) -> dict:
-        # Each worker maps the files itself.
+        # Each worker maps the files itself: open files cannot be pickled.
         return self.__dict__ | {"_open": {}}
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
     def scan(self) -> None:
-        """Look for files that other processes have written; sweep away what is broken or was left by a killed one."""
+        """Find files of other processes; delete damaged files and leftovers of killed processes."""
         for path in sorted(self.folder.iterdir()):
             if path.name in self._scanned:
                 continue
@@ -93,10 +93,10 @@ class DiskStore:
                 self._places[key] = (path.name, (columns, rows), n_tokens)
 
     def get(self, key: str) -> ImageFeatures:
-        """The features of a key.
+        """Features of a key.
 
         Raises:
-            KeyError: when there are none.
+            KeyError: when the store does not hold the key.
         """
         name, grid, n_tokens = self._places[key]
         if name not in self._open:
@@ -121,7 +121,7 @@ class DiskStore:
             save_file(tensors, partial, metadata=entries)
             os.replace(partial, path)
         except SafetensorError as error:
-            # safetensors has an error of its own for a full disk.
+            # safetensors reports a full disk with its own exception type.
             raise OSError(str(error)) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""A vision tower that also takes what it has computed before.
+"""A vision tower that also accepts precomputed features.
 
-The cache stands between tower and projector, so that it serves a trained projector too. The native model is not changed:
-it is given features in the place of pixels, and the tower hands on what is a feature already.
+The cache sits between tower and projector, so it also serves a trained projector. The native model stays unchanged: it
+gets features in place of pixels, and the tower passes them on.
 """
 
 import hashlib
@@ -16,36 +16,36 @@ from dsocr.models.freezing import bare_model
 
 
 def _forward(compute, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    # Pixels are [views, 3, side, side], features [views, queries, width].
+    # Pixels are [views, 3, side, side]; features are [views, queries, width].
     if pixel_values.ndim == 3:
         return BaseModelOutput(last_hidden_state=pixel_values)
     return compute(pixel_values, *args, **kwargs)
 
 
 def find_tower(model: nn.Module) -> nn.Module:
-    """The vision tower of a native model, or of the one inside a `PeftModel`."""
+    """The vision tower of a native model, also inside a `PeftModel`."""
     return bare_model(model).model.vision_tower
 
 
 def accept_features(model: nn.Module) -> None:
-    """Let the tower take features `[views, queries, width]` where it takes pixels; calling it twice changes nothing."""
+    """Let the tower take features `[views, queries, width]` in place of pixels; a second call changes nothing."""
     tower = find_tower(model)
     if not isinstance(tower.forward, partial):
         tower.forward = partial(_forward, tower.forward)
 
 
 def is_frozen(model: nn.Module) -> bool:
-    """Whether nothing in the tower is trained."""
+    """Whether no part of the tower is trained."""
     return not any(parameter.requires_grad for parameter in find_tower(model).parameters())
 
 
 def feature_width(model: nn.Module) -> int:
-    """Length of one feature vector, which is what the projector takes."""
+    """Length of one feature vector: the projector's input width."""
     return bare_model(model).model.multi_modal_projector.in_features
 
 
 def tower_fingerprint(model: nn.Module) -> str:
-    """A digest of every weight and buffer of the tower: features of another model, or revision, are never taken."""
+    """Digest of all weights and buffers of the tower, so that features of another model or revision are never used."""
     digest = hashlib.blake2b(digest_size=16)
     tower = find_tower(model)
     for name, tensor in sorted([*tower.named_parameters(), *tower.named_buffers()]):
