@@ -1,25 +1,36 @@
 """Open an image file as a person sees it: rotated by its EXIF tag, 8 bit, RGB, transparent parts on white."""
 
 import io
+import struct
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from dsocr.common.errors import UnusableSampleError
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# What a folder is searched for. A file that Pillow cannot open is named, never passed over.
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".pnm", ".pgm", ".ppm"),
+    *(".avif", ".heic", ".heif"),
+)
+_HEIF_SUFFIXES = (".heic", ".heif")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
 MAX_ASPECT = 100
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+# Largest difference of brightness, of 255, on an image on which nothing is written.
+_BLANK_RANGE = 6
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
-_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 class UnreadableImageError(UnusableSampleError):
-    """An image cannot be used. Reasons: missing, unreadable, too_small, too_elongated, too_large, outside_folder."""
+    """An image cannot be used. Reasons: missing, unreadable, blank, several_pages, too_small, too_elongated, too_large,
+    outside_folder."""
 
     def __init__(self, message: str, reason: str = "unreadable"):
         super().__init__(message, reason)
@@ -39,12 +50,39 @@ def _open(source: Any, name: str) -> Image.Image:
         return source
     if isinstance(source, dict):
         source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise UnreadableImageError(f"{name}: there is no such file.", "missing")
+    suffix = Path(name).suffix.lower()
+    if isinstance(source, str | Path) and not _is_file(source):
+        raise UnreadableImageError(f"{name[:200]}: there is no such file.", "missing")
     try:
+        if suffix in _HEIF_SUFFIXES:
+            _register_heif(name)
         return Image.open(source)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{name}: not an image that Pillow can read ({error}).") from error
+    except UnusableSampleError:
+        raise
+    # Pillow raises a plain ValueError for text chunks over its limits, struct.error for headers that end too early.
+    except _DAMAGE as error:
+        raise UnreadableImageError(f"{name[:200]}: not an image that Pillow can open ({error}).") from error
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        # A name of over 255 bytes, a NUL character.
+        return False
+
+
+def _register_heif(name: str) -> None:
+    """Let Pillow open HEIC files, where the plug-in is installed.
+
+    Raises:
+        UnreadableImageError: where it is not; the message says how to install it.
+    """
+    if find_spec("pillow_heif") is None:
+        raise UnreadableImageError(f"{name}: HEIC images need `pip install pillow-heif`.")
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -98,36 +136,75 @@ def check_image(source: Any) -> tuple[int, int]:
     name = image_name(source)
     image = _open(source, name)
     size = _seen_size(image, name)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise UnreadableImageError(f"{name}: holds {frames} pages; a row takes one, split the file.", "several_pages")
     try:
         # A JPEG is decoded at an eighth of its size; Pillow still goes through every byte.
         image.draft("RGB", (image.width // 8, image.height // 8))
         image.load()
+        blank = _is_blank(_to_rgb(image))
     except _DAMAGE as error:
         raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
+    if blank:
+        raise UnreadableImageError(f"{name}: nothing is written on it; all its pixels are alike.", "blank")
     return size
 
 
+def _is_blank(image: Image.Image) -> bool:
+    pixels = np.asarray(image.convert("L"))
+    return int(pixels.max()) - int(pixels.min()) <= _BLANK_RANGE
+
+
+def _scale_to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale a grey image of more than 8 bits, or of floats, by the range that its values fill.
+
+    Pillow's own conversion clips at 255, which turns a 16-bit scan white, and a scan of 0..1 black.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    # The usual ranges keep their white; values outside all of them are stretched from the darkest to the brightest.
+    limits = (1.0, 255.0, 4095.0, 65535.0) if image.mode == "F" else (255.0, 4095.0, 65535.0)
+    top = next((limit for limit in limits if high <= limit), None)
+    if low < 0 or top is None:
+        span = high - low
+        scaled = (values - low) * (255.0 / span) if span else np.zeros_like(values)
+    else:
+        scaled = values * (255.0 / top)
+    return Image.fromarray(np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8))
+
+
+def _has_white_ink(rgba: Image.Image) -> bool:
+    """Tell whether all that is visible of a transparent image is nearly white."""
+    pixels = np.asarray(rgba)
+    visible = pixels[pixels[..., 3] > 127][:, :3]
+    some_hidden = bool((pixels[..., 3] <= 127).any())
+    return some_hidden and len(visible) > 0 and int(visible.min()) > 200
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        # Don't use Pillow's own conversion: it clips at 255 and turns a 16-bit scan white.
-        return image.point(lambda value: value / 257, "F").convert("L").convert("RGB")
+    if image.mode in (*_SIXTEEN_BIT, "I", "F"):
+        return _scale_to_8_bit(image).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         # Put alpha on white: without its alpha channel the hidden colour shows, mostly black, and hides the ink.
         rgba = image.convert("RGBA")
-        paper = Image.new("RGBA", rgba.size, "white")
+        # White ink would vanish on white paper.
+        paper = Image.new("RGBA", rgba.size, "black" if _has_white_ink(rgba) else "white")
         return Image.alpha_composite(paper, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def open_image(source: Any) -> Image.Image:
+def open_image(source: Any, page: int = 0) -> Image.Image:
     """Open an image for the model.
 
     Args:
-            source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
+        source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
+        page: Which page of a file with several (TIFF, animations), from 0.
 
-        Returns:
-            An RGB image, rotated by its EXIF tag; 16-bit grey scaled to 8, CMYK and palettes converted, transparency
-            put on white.
+    Returns:
+        An RGB image, rotated by its EXIF tag; grey of more than 8 bits scaled by its own range, CMYK and palettes
+        converted, transparency put on white (white ink on black).
 
     Raises:
         UnreadableImageError: missing, damaged or truncated file; a side under 4 pixels; a strip of more than 100
@@ -135,9 +212,27 @@ def open_image(source: Any) -> Image.Image:
     """
     name = image_name(source)
     image = _open(source, name)
-    _check_size(image.size, name)
     try:
+        if page:
+            image.seek(page)
+        _check_size(image.size, name)
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except _DAMAGE as error:
+    except UnusableSampleError:
+        raise
+    except (*_DAMAGE, EOFError) as error:
+        raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
+
+
+def count_pages(source: Any) -> int:
+    """The number of pages of an image file; 1 for most.
+
+    Raises:
+        UnreadableImageError: as `open_image`.
+    """
+    name = image_name(source)
+    image = _open(source, name)
+    try:
+        return getattr(image, "n_frames", 1)
+    except (*_DAMAGE, EOFError) as error:
         raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error

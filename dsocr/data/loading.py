@@ -4,16 +4,20 @@ Three steps, each done once: parse the table (`_load_table`), choose the rows of
 remaining rows (`keep_usable`).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset
 
+from dsocr.common.errors import UnusableSampleError
 from dsocr.common.hub import check_hub
 from dsocr.data.checking import BadSamples, Measure, OnBadSample, keep_usable, measure_row
 from dsocr.data.image_files import UnreadableImageError
+from dsocr.data.split_names import SPLITS, find_split, folder_names, name_split
 from dsocr.data.tables import IMAGE_COLUMNS, SUFFIXES, TEXT_COLUMNS, find_column, parse_table
 from dsocr.data.texts import clean_transcription
 
@@ -23,49 +27,52 @@ KEPT_COLUMNS = ("page", "writer", "split")
 _WHERE = "where"
 # Rows per Arrow chunk, so that a table of a million rows is never held as Python objects.
 _CHUNK = 2048
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
 Row = dict[str, str]
 
 
 def _find_metadata(folder: Path) -> Path | None:
-    for name in ("metadata", "labels"):
-        for suffix in SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file():
-                return folder / f"{name}{suffix}"
-    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    usual = [folder / f"{name}{suffix}" for name in ("metadata", "labels") for suffix in SUFFIXES]
+    tables = [path for path in usual if path.is_file()]
+    if not tables:
+        tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     if len(tables) > 1:
         raise ValueError(f"{folder} holds several metadata files ({', '.join(t.name for t in tables)}); name the one.")
     return tables[0] if tables else None
 
 
-def _find_in_split_folder(folder: Path, split: str) -> Path | None:
-    for name in SPLIT_FOLDERS.get(split, (split,)):
-        if (folder / name).is_dir() and (metadata := _find_metadata(folder / name)):
-            return metadata
-    return None
+def _find_split_folders(folder: Path) -> list[tuple[str | None, Path]]:
+    """Splits and metadata files of the sub-folders `train/`, `validation/`, `test/` and those of like names."""
+    named = [(split, folder / name) for split in SPLITS for name in folder_names(split)]
+    found = [(split, _find_metadata(path)) for split, path in named if path.is_dir()]
+    return [(split, metadata) for split, metadata in found if metadata is not None]
 
 
-def _locate(source: str) -> dict[str | None, Path]:
-    """Metadata files of a local source by split (`None`: rows of any split); empty for a Hub id or Parquet files."""
+def _locate(source: str) -> list[tuple[str | None, Path]]:
+    """Splits and metadata files of a local source (`None`: rows of any split); empty for a Hub id or Parquet files."""
     path = Path(source)
-    if path.is_file():
-        return {None: path}
-    if not path.is_dir():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"--dataset_name {source[:100]!r}: no such file or folder ({error}).") from error
+    if is_file:
+        return [(None, path)]
+    if not is_folder:
         # A Hub id has at most one slash and no suffix; the user meant anything else as a path.
         if source.count("/") > 1 or path.suffix or source.startswith((".", "~", "/")):
             raise FileNotFoundError(f"--dataset_name {source}: there is no such file or folder.")
-        return {}
-    by_folder: dict[str | None, Path] = {
-        split: metadata for split in SPLIT_FOLDERS if (metadata := _find_in_split_folder(path, split))
-    }
+        return []
+    by_folder, metadata = _find_split_folders(path), _find_metadata(path)
+    if by_folder and metadata is not None:
+        raise ValueError(
+            f"--dataset_name {source}: {metadata.name} lies beside {by_folder[0][1].relative_to(path)}; name the one to take."
+        )
     if by_folder:
         return by_folder
-    metadata = _find_metadata(path)
     if metadata is not None:
-        return {None: metadata}
+        return [(None, metadata)]
     if any(path.rglob("*.parquet")):
-        return {}
+        return []
     raise FileNotFoundError(
         f"--dataset_name {source}: no metadata.jsonl, .csv or .tsv in this folder. Each line names an image "
         'relative to the file and its text: {"image": "images/1.png", "text": "..."}'
@@ -73,10 +80,26 @@ def _locate(source: str) -> dict[str | None, Path]:
 
 
 def _inside(root: Path, name: str) -> Path:
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        # A NUL character, a name of over 255 bytes, a circle of links.
+        raise UnreadableImageError(f"{name[:100]!r}: no path of a file ({error}).", "missing") from error
     if not path.is_relative_to(root.resolve()):
         raise UnreadableImageError(f"{name}: points outside the dataset folder {root}.", "outside_folder")
     return path
+
+
+def _to_text(value: Any, column: str) -> str:
+    # A whole number is a text that a converter took for a number: 1905. Anything else would become Python's own notation.
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UnusableSampleError(f"{column} is {value!r:.80}, expected a text", "not_text")
+    text = str(value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnusableSampleError(f"{column} holds half of a character ({error.reason})", "not_text") from error
+    return text
 
 
 def _parse_rows(
@@ -95,12 +118,15 @@ def _parse_rows(
             bad.add("missing_column", where, f"no {' and no '.join(absent)} in this row")
             continue
         try:
-            image = str(_inside(metadata.parent, str(row[found[0]])))
-        except UnreadableImageError as error:
+            image = str(_inside(metadata.parent, _to_text(row[found[0]], found[0])))
+            text = _to_text(row[found[1]], found[1])
+            kept = {name: _to_text(row[name], name) for name in KEPT_COLUMNS if row.get(name) not in (None, "")}
+        except UnusableSampleError as error:
             bad.add(error.reason, where, str(error))
             continue
-        kept = {column: str(row[column]) for column in KEPT_COLUMNS if row.get(column) is not None}
-        yield where, {"image": image, "text": str(row[found[1]]), **kept}
+        if "split" in kept:
+            kept["split"] = name_split(kept["split"])
+        yield where, {"image": image, "text": text, **kept}
 
 
 def parse_local_rows(
@@ -130,7 +156,7 @@ def parse_local_rows(
     located = _locate(str(source))
     if not located:
         raise ValueError(f"{source}: only local files are examined; write a Hub dataset to a folder first.")
-    for split, metadata in located.items():
+    for split, metadata in located:
         for where, row in _parse_rows(metadata, bad, image_column, text_column, encoding):
             yield where, row if split is None else {"split": split, **row}
 
@@ -171,14 +197,6 @@ def _load_hub(
     return dataset.map(lambda row: {"text": clean_transcription(row["text"] or "")}, desc="Cleaning texts")
 
 
-def _rows_of(dataset: Dataset, split: str | None) -> Dataset:
-    """Rows of a split; all rows when no split is asked for or the rows name none."""
-    if split is None or "split" not in dataset.column_names:
-        return dataset
-    names = SPLIT_FOLDERS.get(split, (split,))
-    return dataset.select([index for index, name in enumerate(dataset["split"]) if name in names])
-
-
 class Source:
     """A source of transcribed images; its table is parsed once for all splits.
 
@@ -190,9 +208,11 @@ class Source:
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         encoding: See `load_ocr_dataset`.
+        own_splits: Names of splits beside train, validation and test that rows may carry.
 
     Raises:
-            FileNotFoundError: no such file or folder, or no metadata file in it.
+        FileNotFoundError: no such file, folder, or metadata file in it.
+        ValueError: several metadata files, or unknown columns.
     """
 
     def __init__(
@@ -205,24 +225,59 @@ class Source:
         image_column: str | None = None,
         text_column: str | None = None,
         encoding: str | None = None,
+        own_splits: tuple[str, ...] = (),
     ):
         self.name = str(source)
         self._bad = bad
         self._hub = {"config": config, "revision": revision, "image_column": image_column, "text_column": text_column}
+        self._own_splits = own_splits
         self._is_local = bool(_locate(self.name))
         if not self._is_local and not Path(self.name).exists() and not check_hub():
             datasets.config.HF_HUB_OFFLINE = True
         self._table: Dataset | None = None
+        self._refused_rows_without_split = False
         if self._is_local:
             columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}
             self._table = _to_dataset(parse_local_rows(source, bad, **columns))
 
+    def count_splits(self) -> dict[str | None, int]:
+        """Rows of a local source by split, `None` for rows that name none; empty when no row names one."""
+        if self._table is None or "split" not in self._table.column_names:
+            return {}
+        return dict(Counter(self._table["split"]))
+
     def has_split(self, split: str) -> bool:
-        """Whether the source has rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
+        """Tell whether there are rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
         if not self._is_local:
             return split in datasets.get_dataset_split_names(self.name, self._hub["config"])
-        table = self._table
-        return table is not None and "split" in table.column_names and len(_rows_of(table, split)) > 0
+        return find_split(split, (name for name in self.count_splits() if name)) is not None
+
+    def _check_split_words(self, table: Dataset) -> None:
+        """Refuse a word that is no split, and refuse or count rows without one where others have one.
+
+        A row of a misspelt split would be trained on, or vanish.
+        """
+        known = {*SPLITS, *self._own_splits}
+        for index, word in enumerate(table["split"]):
+            if word is not None and word not in known:
+                raise ValueError(
+                    f"{table[index][_WHERE]}: the split {word!r} is not one of {', '.join(sorted(known))}. Mend it, or name "
+                    "it with --dataset_train_split or --dataset_test_split."
+                )
+        if self._refused_rows_without_split:
+            return
+        self._refused_rows_without_split = True
+        for index, word in enumerate(table["split"]):
+            if word is None:
+                self._bad.add("no_split", table[index][_WHERE], "this row names no split, and others do")
+
+    def _rows_of(self, table: Dataset, split: str | None) -> Dataset:
+        """Rows of a split; all rows when no split is asked for or the rows name none."""
+        if split is None or "split" not in table.column_names:
+            return table
+        self._check_split_words(table)
+        wanted = find_split(split, (name for name in self.count_splits() if name))
+        return table.select([index for index, name in enumerate(table["split"]) if name == wanted])
 
     def load(
         self,
@@ -235,16 +290,17 @@ class Source:
         """Load the usable rows of a split; arguments and result are those of `load_ocr_dataset`.
 
         Raises:
-            ValueError: no row of the split is usable.
-            BadSampleError: a bad sample, with file and row.
+            ValueError: no row of the split is usable, or a row names a split that does not exist.
+            BadSampleError: a bad sample; the message names its file and row.
         """
-        rows = self._table if self._is_local else _load_hub(self.name, split or "train", **self._hub)
-        chosen = None if rows is None else _rows_of(rows, split if self._is_local else None)
-        if chosen is not None and _WHERE in chosen.column_names:
-            wheres = chosen.select_columns(_WHERE)
-            chosen = chosen.remove_columns(_WHERE)
+        wheres: Dataset | None = None
+        if not self._is_local:
+            chosen: Dataset | None = _load_hub(self.name, split or "train", **self._hub)
+        elif self._table is None:
+            chosen = None
         else:
-            wheres = None
+            rows = self._rows_of(self._table, split)
+            wheres, chosen = rows.select_columns(_WHERE), rows.remove_columns(_WHERE)
 
         def place(position: int) -> str:
             return f"{self.name}[{position}]" if wheres is None else wheres[position][_WHERE]
@@ -300,6 +356,14 @@ def load_ocr_dataset(
             ValueError: unknown columns, or no usable row.
         BadSampleError: a bad sample, with file and row.
     """
-    columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}
-    found = Source(source, bad_samples or BadSamples(on_bad_sample), config=config, revision=revision, **columns)
+    found = Source(
+        source,
+        bad_samples or BadSamples(on_bad_sample),
+        config=config,
+        revision=revision,
+        image_column=image_column,
+        text_column=text_column,
+        encoding=encoding,
+        own_splits=() if split is None else (split,),
+    )
     return found.load(split, measure=measure, max_samples=max_samples, progress=progress)

@@ -6,14 +6,18 @@ import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dsocr.data.checking import BadSamples
+from dsocr.data.image_files import IMAGE_SUFFIXES
 
 
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".csv", ".tsv")
+# Lines of the longest cell that is looked for behind an open quote.
+_MAX_CELL_LINES = 200
 
 
 def _read_lines(path: Path, encoding: str | None, newline: str | None = None) -> Iterator[str]:
@@ -34,13 +38,22 @@ def _read_lines(path: Path, encoding: str | None, newline: str | None = None) ->
         ) from error
 
 
-def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        doubled = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
+        raise ValueError(f"the key {doubled!r} stands in it twice")
+    return row
+
+
+def _parse_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(_read_lines(path, encoding), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line, object_pairs_hook=_refuse_duplicates)
+        # ValueError: a doubled key, or a number of more digits than Python converts. RecursionError: brackets in brackets.
+        except (ValueError, RecursionError) as error:
             bad.add("not_json", f"{path}:{number}", f"not a line of JSON: {error}")
             continue
         if isinstance(row, dict):
@@ -49,28 +62,83 @@ def _read_jsonl(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[t
             bad.add("not_json", f"{path}:{number}", f"expected a JSON object, found {type(row).__name__}")
 
 
-def _read_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
+def _split_quoted(text: str, separator: str) -> list[str] | None:
+    """Fields of one record in which quotes quote; `None` when its quotes are no quoting: `"Hail" he said`."""
+    try:
+        records = list(csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True))
+    except csv.Error:
+        return None
+    return records[0] if len(records) == 1 else None
+
+
+def _looks_like_a_row(line: str, separator: str, columns: int) -> bool:
+    fields = line.rstrip("\r\n").split(separator)
+    return len(fields) >= columns and any(field.strip('"').lower().endswith(IMAGE_SUFFIXES) for field in fields)
+
+
+def _records(lines: Iterator[str], separator: str, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers (from 1) and fields of the records of a table without its header.
+
+    A quote opens a quoted field only when the quoting is sound. A text that merely begins with a quotation mark stays as
+    it is, and never takes the following rows into itself.
+    """
+    waiting: list[str] = []
+    number = 0
+
+    def next_line() -> str | None:
+        return waiting.pop(0) if waiting else next(lines, None)
+
+    while (line := next_line()) is not None:
+        number += 1
+        if not line.strip():
+            continue
+        start, record = number, line
+        fields = _split_quoted(record, separator)
+        taken: list[str] = []
+        # A field with line breaks: go on until its quotes close, but not over what is a row of its own.
+        while fields is None and len(taken) < _MAX_CELL_LINES:
+            following = next_line()
+            if following is None:
+                break
+            taken.append(following)
+            if _looks_like_a_row(following, separator, columns):
+                break
+            fields = _split_quoted(record + "".join(taken), separator)
+            if fields is not None and len(fields) != columns:
+                fields = None
+        if fields is None:
+            # No sound quoting: the line stands for itself, and what was looked at comes back.
+            waiting[:0] = taken
+            fields = line.rstrip("\r\n").split(separator)
+        else:
+            number += len(taken)
+        yield start, fields
+
+
+def _parse_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     separator = SEPARATORS[path.suffix.lower()]
     # Keep line ends as they are: the csv module needs those inside quotes.
     lines = _read_lines(path, encoding, newline="")
     first = next(lines, "")
-    names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    names = [name.strip() for name in _split_quoted(first, separator) or first.split(separator)]
     if set(names) & set(IMAGE_COLUMNS) and set(names) & set(TEXT_COLUMNS):
-        reader = csv.DictReader(lines, fieldnames=names, delimiter=separator)
-        for row in reader:
-            number = reader.line_num + 1
-            if row.get(None) or None in row.values():
-                bad.add("wrong_columns", f"{path}:{number}", f"expected {len(names)} columns {names}")
+        for number, fields in _records(lines, separator, len(names)):
+            if len(fields) != len(names):
+                message = f"expected {len(names)} columns {names}, found {len(fields)}"
+                bad.add("wrong_columns", f"{path}:{number + 1}", message)
             else:
-                yield number, row
+                yield number + 1, dict(zip(names, fields, strict=True))
         return
     # Without a header a line is: path, separator, text. The text may contain the separator again.
     for number, line in enumerate(chain([first], lines), start=1):
         if not line.strip():
             continue
-        image, found, text = line.partition(separator)
+        quoted = _split_quoted(line, separator) if '"' in line else None
+        image, found, text = line.strip().partition(separator)
+        if quoted is not None and len(quoted) == 2:
+            image, text = quoted
         if found:
-            yield number, {"image": image.strip().strip('"'), "text": text.strip().strip('"')}
+            yield number, {"image": image.strip(), "text": text.strip()}
         else:
             bad.add("wrong_columns", f"{path}:{number}", f"no {separator!r} between the image's path and the text")
 
@@ -84,14 +152,14 @@ def parse_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Ite
         encoding: The file's encoding; `None` takes UTF-16 if the file begins with that mark, else UTF-8.
 
     Raises:
-            ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
-            BadSampleError: for a damaged row, unless bad rows are skipped.
+        ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
+        BadSampleError: for a damaged row, unless bad rows are skipped.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        return _read_jsonl(path, bad, encoding)
+        return _parse_jsonl(path, bad, encoding)
     if suffix in SEPARATORS:
-        return _read_delimited(path, bad, encoding)
+        return _parse_delimited(path, bad, encoding)
     raise ValueError(f"{path}: metadata files end in {', '.join(SUFFIXES)}.")
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from dsocr.data.checking import BadSamples, Measure
 from dsocr.data.loading import Source
+from dsocr.data.split_names import find_split
 from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
 
 
@@ -94,6 +95,22 @@ def _draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
     return dataset if count is None or len(dataset) <= count else dataset.shuffle(seed).select(range(count))
 
 
+def _log_unused(source: Source, options: DataOptions) -> None:
+    """Name the splits of a source that this run neither trains on nor holds out."""
+    counts = source.count_splits()
+    names = [name for name in counts if name]
+    used = {find_split(options.train_split, names), find_split(options.test_split, names), None}
+    for name, count in counts.items():
+        if name not in used:
+            logger.warning(
+                "%d rows of split %s are not used: hold them out with --dataset_test_split %s, or read them with "
+                "--extra_eval_datasets",
+                count,
+                name,
+                name,
+            )
+
+
 def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dataset, Dataset]:
     """Divide one source into train and held-out rows."""
     brings_test = source.has_split(options.test_split)
@@ -101,6 +118,7 @@ def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dat
         train = source.load(options.train_split if brings_test else None, measure=measure)
         return split_into_fold(train, *_parse_fold(options.fold), options.seed)
     if brings_test:
+        _log_unused(source, options)
         train = source.load(options.train_split, measure=measure)
         return train, source.load(options.test_split, measure=measure)
     return split_by_page(source.load(measure=measure), options.validation_fraction, options.seed)
@@ -123,7 +141,14 @@ def load_training_sets(
     """
     named = dict(_parse_named_path(word) for word in options.extra)
     image_column, text_column = options.image_column, options.text_column
-    found = Source(source, bad_samples, config=options.config, image_column=image_column, text_column=text_column)
+    found = Source(
+        source,
+        bad_samples,
+        config=options.config,
+        image_column=image_column,
+        text_column=text_column,
+        own_splits=(options.train_split, options.test_split),
+    )
     train, held_out = _divide(found, measure, options)
     further = {
         name: Source(path, bad_samples, image_column=image_column, text_column=text_column)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dsocr.data.image_files import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImageError, open_image
+from dsocr.data.image_files import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImageError, count_pages, open_image
 
 
 PDF_SUFFIX = ".pdf"
@@ -113,10 +113,21 @@ def open_pages(files: list[Path], *, dpi: int = 200) -> Iterator[PageInput]:
         if path.suffix.lower() == PDF_SUFFIX:
             yield from _pdf_pages(path, dpi)
             continue
+        yield from _image_pages(path)
+
+
+def _image_pages(path: Path) -> Iterator[PageInput]:
+    """The pages of an image file: one, or those of a TIFF or an animation."""
+    try:
+        # Open from memory, so that no file stays open.
+        source = {"bytes": path.read_bytes(), "path": str(path)}
+        pages = count_pages(source)
+    except (UnreadableImageError, OSError) as error:
+        yield PageInput(str(path), None, str(error))
+        return
+    for number in range(pages):
+        name = f"{path}#page={number + 1}" if pages > 1 else str(path)
         try:
-            # Open from memory, so that no file stays open.
-            image = open_image({"bytes": path.read_bytes(), "path": str(path)})
-        except (UnreadableImageError, OSError) as error:
-            yield PageInput(str(path), None, str(error))
-            continue
-        yield PageInput(str(path), image)
+            yield PageInput(name, open_image(source, number))
+        except UnreadableImageError as error:
+            yield PageInput(name, None, str(error))

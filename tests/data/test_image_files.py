@@ -2,12 +2,15 @@
 
 import io
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from dsocr.data.image_files import UnreadableImageError, check_image, measure_image_size, open_image
+from dsocr.data import image_files
+from dsocr.data.image_files import UnreadableImageError, check_image, count_pages, measure_image_size, open_image
 
 
 def test_exif_orientation_is_applied(tmp_path, scratch_image):
@@ -112,3 +115,82 @@ def test_a_png_that_ends_in_its_pixels_is_damaged(tmp_path, read):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UnreadableImageError, match=r"cut\.png: damaged or truncated"):
         read(path)
+
+
+def gradient(top, dtype):
+    """A grey ramp from 0 to `top` with a dark bar, as a scanner of that range stores it."""
+    values = np.linspace(0, top, 64 * 40).reshape(40, 64)
+    values[10:20, 10:30] = 0
+    return Image.fromarray(values.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("top", "dtype"),
+    [
+        (4095, np.uint16),
+        (65535, np.uint16),
+        (255, np.int32),
+        (65535, np.int32),
+        (10**6, np.int32),
+        (1.0, np.float32),
+        (255.0, np.float32),
+        (65535.0, np.float32),
+    ],
+)
+def test_scans_of_any_range_fill_eight_bits(tmp_path, top, dtype):
+    gradient(top, dtype).save(tmp_path / "scan.tiff")
+    assert check_image(tmp_path / "scan.tiff") == (64, 40)
+    pixels = np.asarray(open_image(tmp_path / "scan.tiff"))[..., 0]
+    assert pixels.max() >= 254 and pixels[15, 20] == 0 and 120 < pixels[20, 5] < 136
+
+
+def test_white_ink_on_transparency_stays_ink(tmp_path):
+    image = Image.new("RGBA", (60, 20), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (10, 5, 40, 12))
+    image.save(tmp_path / "white.png")
+    pixels = np.asarray(open_image(tmp_path / "white.png"))
+    assert pixels[8, 20].tolist() == [255] * 3 and pixels[0, 0].tolist() == [0] * 3
+
+
+def test_a_blank_image_is_refused(tmp_path):
+    Image.new("RGB", (60, 20), "white").save(tmp_path / "blank.png")
+    with pytest.raises(UnreadableImageError, match="nothing is written on it") as caught:
+        check_image(tmp_path / "blank.png")
+    assert caught.value.reason == "blank"
+
+
+def test_a_file_of_several_pages_is_no_row_and_its_pages_can_be_opened(tmp_path, scratch_image):
+    pages = [scratch_image(60 + 10 * number, 30) for number in range(3)]
+    pages[0].save(tmp_path / "book.tiff", save_all=True, append_images=pages[1:])
+    with pytest.raises(UnreadableImageError, match="holds 3 pages") as caught:
+        check_image(tmp_path / "book.tiff")
+    assert caught.value.reason == "several_pages"
+    assert [
+        open_image(tmp_path / "book.tiff", number).width for number in range(count_pages(tmp_path / "book.tiff"))
+    ] == [60, 70, 80]
+
+
+def test_text_chunks_over_pillows_limits_are_said_by_name(tmp_path):
+    chunk = b"a\0\0" + zlib.compress(b"x" * (PngImagePlugin.MAX_TEXT_CHUNK + 10))
+    stored = io.BytesIO()
+    Image.new("RGB", (60, 20)).save(stored, "PNG")
+    content = stored.getvalue()
+    body = b"zTXt" + chunk
+    packed = struct.pack(">I", len(chunk)) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "text.png").write_bytes(content[:33] + packed + content[33:])
+    for read in (open_image, check_image, measure_image_size):
+        with pytest.raises(UnreadableImageError, match="text.png"):
+            read(tmp_path / "text.png")
+
+
+def test_heic_names_its_plug_in(tmp_path, monkeypatch):
+    (tmp_path / "photo.heic").write_bytes(b"x")
+    monkeypatch.setattr(image_files, "find_spec", lambda name: None)
+    with pytest.raises(UnreadableImageError, match="photo.heic: HEIC images need `pip install pillow-heif`"):
+        open_image(tmp_path / "photo.heic")
+
+
+@pytest.mark.parametrize("name", ["n" * 300 + ".png", "a\0b.png"])
+def test_what_is_no_path_is_said(name):
+    with pytest.raises(UnreadableImageError):
+        open_image(name)

@@ -220,7 +220,7 @@ def test_tables_and_the_imagefolder_layout_come_through_too(tmp_path, line_folde
 )
 def test_tables_in_other_encodings(tmp_path, encoding, flag):
     for name in ("1.png", "2.png"):
-        Image.new("RGB", (60, 20), PAPER).save(tmp_path / name)
+        Image.linear_gradient("L").resize((60, 20)).save(tmp_path / name)
     table = tmp_path / "metadata.csv"
     text = 'image,text\n1.png,"Милостивый, ""государь"""\n2.png,просто\n'
     table.write_bytes(text.encode(encoding))

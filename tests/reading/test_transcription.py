@@ -163,7 +163,7 @@ def test_whole_pages_are_cut_and_read_line_by_line(reader, printed):
 
 @pytest.fixture
 def page():
-    line = Image.new("RGB", (80, 20), "white")
+    line = Image.linear_gradient("L").resize((80, 20)).convert("RGB")
     lines = [
         TranscribedLine((10, 10, 90, 30), line, 'Sie sagte: "ja, 5 < 6" &\x07 ging', 0.91),
         TranscribedLine((10, 40, 90, 60), line, "вторая строка", 0.42),
