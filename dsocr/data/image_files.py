@@ -123,11 +123,11 @@ def open_image(source: Any) -> Image.Image:
     """Open an image for the model.
 
     Args:
-            source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
+        source: A path, a `PIL.Image.Image`, or the `{"bytes", "path"}` of a `datasets.Image` column.
 
-        Returns:
-            An RGB image, rotated by its EXIF tag; 16-bit grey scaled to 8, CMYK and palettes converted, transparency
-            put on white.
+    Returns:
+        An RGB image, rotated by its EXIF tag; 16-bit grey scaled to 8, CMYK and palettes converted, transparency put
+        on white.
 
     Raises:
         UnreadableImageError: missing, damaged or truncated file; a side under 4 pixels; a strip of more than 100

@@ -84,8 +84,8 @@ def parse_table(path: Path, bad: BadSamples, encoding: str | None = None) -> Ite
         encoding: The file's encoding; `None` takes UTF-16 if the file begins with that mark, else UTF-8.
 
     Raises:
-            ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
-            BadSampleError: for a damaged row, unless bad rows are skipped.
+        ValueError: when the file is not in that encoding, or its suffix is not one of `SUFFIXES`.
+        BadSampleError: for a damaged row, unless bad rows are skipped.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":

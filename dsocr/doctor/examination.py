@@ -1,4 +1,4 @@
-"""The examination as a whole, its summary and its files."""
+"""Examine a whole dataset, summarise the result and write it to files."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 5
 PICTURES = 12
-# Rows with these findings are left out of a repaired copy.
+# A repaired copy leaves out rows with these findings.
 _LEFT_OUT = (
     "missing",
     "unreadable",
@@ -40,15 +40,15 @@ _LEFT_OUT = (
 
 @dataclass
 class Examination:
-    """What was found about a dataset.
+    """Results of examining a dataset.
 
     Attributes:
         source: The dataset.
-        rows: `(where, row)` as they stand in the file.
-        facts: What was seen of their images.
-        findings: Everything that is wrong, the worst first.
+        rows: `(where, row)`, unchanged from the file.
+        facts: Facts about the rows' images.
+        findings: All faults, the worst first.
         summary: Counts, alphabet, tokens and modes.
-        copies: Groups of rows that show the same picture.
+        copies: Groups of rows with the same picture.
     """
 
     source: str
@@ -60,11 +60,11 @@ class Examination:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no error."""
+        """Whether there are no errors."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def describe(self) -> list[str]:
-        """For a terminal."""
+        """The report, line by line, for a terminal."""
         summary = self.summary
         shown = [
             f"{summary['rows']} rows, {summary['images_opened']} images opened, "
@@ -88,7 +88,7 @@ class Examination:
         return shown
 
     def write(self, output_dir: str | Path) -> Path:
-        """Write `doctor.json` and `doctor.html`; returns the path of the latter."""
+        """Write `doctor.json` and `doctor.html`; returns the path of `doctor.html`."""
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         findings = [finding.to_dict() for finding in self.findings]
@@ -109,12 +109,12 @@ def examine(
 
     Args:
         source: A metadata file, or a folder with one.
-        processor: Counts tokens and tiles; without it lengths are not looked at.
+        processor: Counts tokens and tiles; without it lengths are not checked.
         max_new_tokens: Longest answer that evaluation will generate.
         **columns: `image_column`, `text_column`, `encoding`.
 
     Raises:
-        As `parse_local_rows`; ValueError when there is no row.
+        As `parse_local_rows`; ValueError when there are no rows.
     """
     bad = BadSamples("skip")
     rows = list(parse_local_rows(source, bad, **columns))
@@ -154,8 +154,7 @@ def examine(
 
 
 def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens: int) -> list[Finding]:
-    """The short form for training runs, whose images have been opened already: texts, pages and texts on both sides, and
-    lengths.
+    """Check a run's texts and lengths, and pages on both sides of the split, without opening its images again.
 
     Args:
         sets: Sets of the run.
@@ -163,7 +162,7 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
         max_new_tokens: Longest answer that evaluation generates.
 
     Returns:
-        Findings that are no mere notes.
+        Errors and warnings; notes are left out.
     """
     texts: list[str] = []
     where: list[str] = []
@@ -180,14 +179,14 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
 
 
 def write_repaired(examination: Examination, output_dir: str | Path) -> int:
-    """Write a repaired copy: unusable rows and further copies of a picture left out, texts cleaned.
+    """Write a repaired copy: unusable rows and repeated pictures left out, texts cleaned.
 
     Args:
-        examination: What was found.
-        output_dir: A new folder; the source is only read.
+        examination: Results for the source.
+        output_dir: A new folder; the source stays unchanged.
 
     Returns:
-        The number of rows that were written.
+        The number of rows written.
 
     Raises:
         ValueError: when the folder holds a dataset already.

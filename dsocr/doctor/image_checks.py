@@ -1,4 +1,4 @@
-"""Images that cannot be used or hold nothing, and images that are there twice."""
+"""Find unusable images, blank images and copies of an image."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from dsocr.doctor.findings import Finding
 
 SMALL_SIDE = 16
 HUGE_PIXELS = 20_000_000
-# Standard deviation of the brightness, of 255, under which nothing is written.
+# An image is blank if the standard deviation of its brightness (0..255) is below this.
 BLANK_DEVIATION = 4.0
-# Bits of 256 in which the fingerprints of two copies of one picture may differ.
+# Two images are copies if their 256-bit fingerprints differ in at most this many bits.
 SAME_PICTURE = 10
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What was seen of an image.
+    """Facts about an image.
 
     Attributes:
-        size: Width and height in pixels as seen; `None` when it could not be opened.
+        size: Width and height in pixels after EXIF rotation; `None` when the image could not be opened.
         deviation: Standard deviation of the brightness.
         fingerprint: 256 bits, see `fingerprint_image`.
-        reason: Why it could not be opened, a short word.
-        problem: The same for people.
+        reason: Why the image could not be opened, as a short word.
+        problem: The same, for people.
     """
 
     size: tuple[int, int] | None
@@ -43,14 +43,14 @@ class ImageFacts:
 def fingerprint_image(image: Image.Image) -> int:
     """Difference hash of 16 x 16 bits: whether each of 17 x 16 grey fields is brighter than the one to its right.
 
-    It does not change with size, compression and a little brightness. Source: Krawetz, "Kind of like that", 2013.
+    It is stable under scaling, compression and small changes of brightness. Source: Krawetz, "Kind of like that", 2013.
     """
     small = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
 
 
 def look_at(path: str) -> ImageFacts:
-    """Open one image."""
+    """Open one image and collect its facts."""
     try:
         image = open_image(path)
     except UnreadableImageError as error:
@@ -61,7 +61,7 @@ def look_at(path: str) -> ImageFacts:
 
 
 def look_at_all(paths: Sequence[str]) -> list[ImageFacts]:
-    """Open all images, several at a time."""
+    """Open all images, several at a time, and collect their facts."""
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(look_at, paths), total=len(paths), desc="Looking at images", unit="img", delay=1))
 
@@ -75,9 +75,9 @@ def _same_shape(first: tuple[int, int], second: tuple[int, int] | None) -> bool:
 
 
 def find_copies(facts: Sequence[ImageFacts]) -> list[list[int]]:
-    """Groups of images that show the same picture.
+    """Group images with the same picture.
 
-    Fingerprints are cut into more pieces than bits may differ, so two copies share a piece and are compared.
+    Fingerprints are cut into more pieces than bits may differ, so two copies share at least one piece and get compared.
     """
     pieces = SAME_PICTURE + 1
     width = 256 // pieces + 1
@@ -109,7 +109,7 @@ def find_copies(facts: Sequence[ImageFacts]) -> list[list[int]]:
 
 
 def check_images(facts: Sequence[ImageFacts], where: Sequence[str]) -> list[Finding]:
-    """Findings about single images."""
+    """Check each image on its own."""
     groups: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for index, fact in enumerate(facts):
         if fact.size is None:

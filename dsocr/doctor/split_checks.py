@@ -1,4 +1,4 @@
-"""What must not be on both sides of a split."""
+"""Find rows that must not be on both sides of a split."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ def check_splits(
     repeated: Sequence[Sequence[int]],
     where: Sequence[str],
 ) -> list[Finding]:
-    """Findings about copies, and about pages, writers and texts on both sides.
+    """Check for copies, and for pages, writers and texts on both sides.
 
     Args:
-        splits: Split of every row, `None` when the source has none.
-        pages: Page of every row, `None` when it is not known.
-        writers: Writer of every row, `None` when not known.
-        copies: Groups of rows that show the same picture.
+        splits: Split of every row; `None` when the source has none.
+        pages: Page of every row; `None` if unknown.
+        writers: Writer of every row; `None` if unknown.
+        copies: Groups of rows with the same picture.
         repeated: Groups of rows with the same text.
         where: Names of the rows.
     """
