@@ -1,12 +1,12 @@
-"""Examine a dataset before a run is lost in it.
+"""Examine a dataset before its faults spoil a run.
 
     python recipes/check_data.py my_lines/
     python recipes/check_data.py my_lines/ --model_name_or_path deepseek-ai/DeepSeek-OCR --fix my_lines_repaired/
 
-Says what is wrong with images (unreadable, blank, tiny, there twice), texts (invisible characters, a Latin e in a Russian word,
-empty), splits (a page or a picture on both sides) and lengths. With a model's tokenizer also tokens and tiles in every
-image mode. Writes doctor.json and doctor.html with thumbnails. --fix writes a repaired copy; the source is only read.
-Exit code 1 when there is an error.
+Reports faults of images (unreadable, blank, tiny, repeated), texts (invisible characters, a Latin e in a Russian word,
+empty), splits (a page or a picture on both sides) and lengths. With a model it also counts tokens and tiles in every
+image mode. Writes doctor.json and doctor.html with thumbnails. --fix writes a repaired copy; the source stays
+unchanged. Exits with code 1 when there is an error.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Judge a model, with and without its adapter, on transcribed images it has not been trained on.
+"""Judge a model, with and without its adapter, on transcribed images outside its training set.
 
     python recipes/evaluate.py --adapter outputs/my_adapter --dataset_name my_test_lines/
     python recipes/evaluate.py --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name my_test_lines/ --baseline tesseract
 
-Predictions are appended to --output_dir as they are made, and a second start goes on. evaluation.json holds CER and WER
+Predictions are appended to --output_dir line by line, so a second start continues. evaluation.json holds CER and WER
 with intervals, by script, length and page, the paired difference of adapter and base, confusions and worst lines;
 report.html shows them.
 """

@@ -1,4 +1,4 @@
-"""Write rendered lines, printed or handwritten, as a dataset folder that the training recipes read.
+"""Render lines, printed or handwritten, into a dataset folder for the training recipes.
 
     python recipes/make_synthetic.py outputs/lines --style handwriting --lines 500
 

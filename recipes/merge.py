@@ -3,10 +3,10 @@
     python recipes/merge.py outputs/my_adapter --output_dir outputs/my_model
     python recipes/merge.py outputs/my_adapter --output_dir outputs/served_adapter --adapter_only
 
-The checkpoint has upstream's own layout (names, shapes and config of the released one) when its base has, so that whatever
-reads the released checkpoint finds what it expects; --layout native writes transformers' own. Weights are bfloat16. The
-sum is made in fp32, needs about 14 GB of memory for the released models, and is loaded back and compared before the recipe
-says done.
+If the base is in upstream's layout (names, shapes and config of the released checkpoint), so is the merged model, and
+software for the released checkpoint can load it; --layout native writes transformers' own. Weights are bfloat16.
+Merging runs in fp32 and needs about 14 GB of memory for the released models; the result is loaded back and compared
+before the recipe reports success.
 """
 
 import sys
@@ -62,7 +62,7 @@ def main(arguments: MergeArguments) -> None:
     ################
     layout = arguments.layout or choose_layout(base)
     with stage(f"writing {output_dir}, {layout} layout"):
-        # Before the checkpoint, so that the base's own tokenizer files, byte for byte, are the ones that stay.
+        # Save the processor first: write_checkpoint then overwrites its tokenizer files with the base's, byte for byte.
         processor.save_pretrained(output_dir)
         write_checkpoint(merged, output_dir, base, layout=layout, dtype=dtype)
         results = {"base_model_name_or_path": name, "revision": revision} | processor.to_dict()

@@ -3,9 +3,9 @@
     python recipes/prepare_data.py transkribus_export/ --output my_lines/
     python recipes/prepare_data.py label_studio.json --output my_lines/ --marks strip --on_bad_sample skip
 
-Known: PAGE XML (2013, 2019), ALTO 2 to 4, Label Studio's JSON, COCO with transcriptions, `messages` with `images` as JSON or
-JSONL, CSV, TSV, JSONL, x.png with x.gt.txt, the imagefolder layout, and Hub datasets; the kind is found by looking.
-Lines are cut by polygon or box. The source is only read. What cannot be used is listed in skipped_samples.json.
+Known kinds: PAGE XML (2013, 2019), ALTO 2 to 4, Label Studio's JSON, COCO with transcriptions, `messages` with `images`
+as JSON or JSONL, CSV, TSV, JSONL, x.png with x.gt.txt, the imagefolder layout, and Hub datasets; the recipe detects the
+kind. Lines are cut by polygon or box. The source stays unchanged. Unusable entries are listed in skipped_samples.json.
 """
 
 import sys

@@ -1,19 +1,19 @@
-"""QLoRA: fine-tune on a base model whose linear layers and routed experts are 4-bit, for cards with little memory.
+"""QLoRA: fine-tune on a base model with 4-bit linear layers and routed experts, for cards with little memory.
 
 The built-in demonstration, on a GPU or a CPU:
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/qlora.py
 
-The real thing; first ask what it needs (nothing is loaded), then train:
+A real run: first print the memory plan (nothing is loaded), then train:
 
     python recipes/qlora.py --model_name_or_path deepseek-ai/DeepSeek-OCR --image_mode base --plan
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/qlora.py \\
         --model_name_or_path deepseek-ai/DeepSeek-OCR --image_mode base --dataset_name my_lines/
 
-It is recipes/sft_lora.py, flag for flag, with other defaults (dsocr.cli.training.qlora_defaults): NF4 with double
-quantisation, one line a step, activation checkpointing, a paged 8-bit optimizer on a GPU. --quantize_vision packs the
-vision side too; --lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj --lora_dropout 0 trains LoRA on
-the 4-bit experts. recipes/configs/qlora_*.yaml are made for small cards.
+The recipe is recipes/sft_lora.py with the same flags and other defaults (dsocr.cli.training.qlora_defaults): NF4 with
+double quantisation, one line per step, activation checkpointing, a paged 8-bit optimizer on a GPU. --quantize_vision
+packs the vision side too; --lora_target_parameters mlp.experts.gate_up_proj mlp.experts.down_proj --lora_dropout 0
+trains LoRA on the 4-bit experts. recipes/configs/qlora_*.yaml fit small cards.
 """
 
 import sys

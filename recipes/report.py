@@ -3,7 +3,8 @@
     python recipes/report.py outputs/my_adapter
     python recipes/report.py outputs/first outputs/second --output_dir outputs/comparison
 
-One folder: report.html and report.md in it. Several: comparison.html and comparison.md in --output_dir.
+For one folder, writes report.html and report.md into it; for several,
+comparison.html and comparison.md into --output_dir.
 """
 
 import sys

@@ -4,13 +4,13 @@ The built-in demonstration, on a GPU or a CPU:
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/sft_lora.py
 
-The real thing, with `my_lines/metadata.jsonl` holding lines such as {"image": "images/1.png", "text": "Dear sir"}:
+A real run, with lines such as {"image": "images/1.png", "text": "Dear sir"} in `my_lines/metadata.jsonl`:
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/sft_lora.py \\
         --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name my_lines/ --output_dir outputs/my_adapter
 
-or with a file of flags: --config recipes/configs/v1_lora.yaml. A stopped run goes on with --resume_from_checkpoint.
---plan says how much memory a run would need, without loading anything. recipes/qlora.py is this recipe on a 4-bit base.
+or with a file of flags: --config recipes/configs/v1_lora.yaml. --resume_from_checkpoint continues a stopped run. --plan
+prints how much memory a run needs, without loading anything. recipes/qlora.py is this recipe on a 4-bit base.
 """
 
 import sys
@@ -71,7 +71,7 @@ def main(args: ParsedArguments) -> None:
         interrupt = InterruptCallback()
         trainer = build_trainer(args, model, processor, sets, identity, callbacks=[interrupt])
     with stage("preflight"):
-        # The built-in model may meet writing that it has never seen: a first loss above chance is no mistake there.
+        # The built-in model may meet unfamiliar writing, so a first loss above chance is no error for it.
         trainer.preflight(strict=args.model.model_name_or_path is not None)
     with stage("vision features"):
         features = cache_features(args, trainer, sets)

@@ -3,9 +3,9 @@
     python recipes/transcribe.py --adapter outputs/my_adapter --inputs scans/ --format jsonl --output scans.jsonl
     python recipes/transcribe.py --adapter outputs/my_adapter --inputs 'pages/*.jpg' --segment --review review.html
 
-Without --segment each image is read as it is (a line, or a page with a model that was trained on pages). --segment finds
-the lines of a page first. --review writes what was read side by side with its image, least confident first, to be corrected
-and trained on. A file that cannot be read is named, the rest goes on, and the exit code is 1.
+Without --segment each image is read whole (a line, or a page with a model trained on pages). --segment first finds the
+lines of a page. --review writes each text beside its image, least confident first, for correction and training. A file
+that cannot be opened is reported, the other files are read, and the exit code is 1.
 """
 
 import sys
@@ -42,7 +42,7 @@ def main(arguments: TranscribeArguments) -> int:
             if review:
                 review.add(page)
     finally:
-        # Also after Ctrl-C: what was read is kept.
+        # Also after Ctrl-C: keep the pages already read.
         writer.close()
         if review:
             logger.info("to be corrected: %s", ", ".join(map(str, review.close())))

@@ -1,9 +1,9 @@
-"""The first thing to run with released weights: load them strictly, read one line, and print what was measured.
+"""Run this first with released weights: load them strictly, read one line, and print the measurements.
 
     python recipes/verify_checkpoint.py deepseek-ai/DeepSeek-OCR
-    python recipes/verify_checkpoint.py outputs/my_adapter          (the adapter's base is found by itself)
+    python recipes/verify_checkpoint.py outputs/my_adapter          (finds the adapter's base by itself)
 
-Exit code 0 means that every tensor was found, the shipped sample was read without error and its loss is below chance.
+Exit code 0 means: every tensor was found, the sample was read without error, and its loss is below chance.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""The door: the recipes' command lines, and the built-in demonstration that runs without one."""
+"""Command lines of the recipes, and the built-in demonstration for runs without a model or dataset."""

@@ -1,4 +1,4 @@
-"""The built-in demonstration: what is trained when no model or no dataset is named."""
+"""The built-in demonstration: model and data for a run that names none."""
 
 import itertools
 import logging
@@ -15,16 +15,16 @@ from dsocr.models.loading import TINY_BASE
 logger = logging.getLogger(__name__)
 
 REAL_DIGITS = Path(str(files("dsocr.data") / "examples" / "real_digits"))
-# The demonstration's writers: as a person's own notes would be, few hands and many lines of each.
+# The demonstration's writers: few hands and many lines of each, like one person's own notes.
 WRITERS = ("Caveat", "Neucha", "Pangolin")
 TRAIN_LINES, EVAL_LINES = 3500, 100
 MIN_LENGTH, MAX_LENGTH = 2, 16
 
 
 def write_demo_model(folder: Path) -> Path:
-    """Copy the built-in tiny base model beside the run, so that its adapter finds it; returns the folder."""
+    """Copy the built-in tiny base model beside the run, where its adapter finds it; returns the folder."""
     if not (folder / "config.json").is_file():
-        # Copied under another name and renamed: a copy that was cut off is never taken for the model.
+        # Copy to a temporary name, then rename: an interrupted copy must never pass for the model.
         partial = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(TINY_BASE, partial)
@@ -43,7 +43,7 @@ def write_demo_data(folder: Path) -> tuple[Path, list[str]]:
 
     Returns:
         The dataset folder (`train`, and `test` with other texts of the same writers), and `NAME=PATH` of further
-        held-out sets: two handwriting fonts that are never trained on, print, and real handwritten digits.
+        held-out sets: two handwriting fonts never used in training, print, and real handwritten digits.
     """
     write_dataset(folder / "train", _lines("handwriting", 0, TRAIN_LINES, WRITERS))
     write_dataset(folder / "test", _lines("handwriting", 1, EVAL_LINES, WRITERS))
@@ -54,10 +54,10 @@ def write_demo_data(folder: Path) -> tuple[Path, list[str]]:
 
 
 def name_model_and_data(args: ParsedArguments) -> tuple[str, str]:
-    """Model and dataset of a run; the demonstration's stand in for those that were not named.
+    """Model and dataset of a run; the demonstration replaces those not named.
 
     Args:
-        args: Parsed. The demonstration's further held-out sets are added to `extra_eval_datasets`.
+        args: Parsed command line. The demonstration's held-out sets are added to its `extra_eval_datasets`.
 
     Returns:
         `(model, dataset)`: Hub ids or folders.
@@ -72,7 +72,7 @@ def name_model_and_data(args: ParsedArguments) -> tuple[str, str]:
 
 
 def prepare_demo(output_dir: Path, model: str | None, dataset: str | None) -> tuple[str, str, list[str]]:
-    """Stand in for a model or a dataset that was not named, and say in plain words which flags make it the real thing.
+    """Replace a missing model or dataset by the demonstration's, and log the flags for a real run.
 
     Args:
         output_dir: Run folder; the built-in model and data are written below it.
@@ -80,7 +80,7 @@ def prepare_demo(output_dir: Path, model: str | None, dataset: str | None) -> tu
         dataset: `--dataset_name`, or `None`.
 
     Returns:
-        `(model, dataset, extra evaluation sets)`, the first two named.
+        `(model, dataset, extra evaluation sets)`; model and dataset are never `None`.
     """
     missing = [name for name, given in (("tiny model", model), ("rendered handwriting", dataset)) if given is None]
     logger.info("=" * 88)

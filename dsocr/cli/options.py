@@ -1,6 +1,6 @@
-"""From the training recipes' parsed arguments to what the rooms take: one function for each taker.
+"""Convert the training recipes' parsed arguments into the options of other rooms, one function for each.
 
-Only this room knows the argument classes. Each function returns the taker's own dataclass, or does the taker's work with
+Only this room knows the argument classes. Each function builds a dataclass of another room, or calls its function with
 plain parameters, so that a type checker sees both sides of every name.
 """
 
@@ -18,7 +18,7 @@ from dsocr.training.memory_plan.settings import MemorySettings
 
 
 def data_options(args: ParsedArguments) -> DataOptions:
-    """Which rows are trained on, and which are held out."""
+    """Options of the run's data: splits, columns, limits."""
     return DataOptions(
         train_split=args.script.dataset_train_split,
         test_split=args.script.dataset_test_split,
@@ -35,7 +35,7 @@ def data_options(args: ParsedArguments) -> DataOptions:
 
 
 def reading_options(args: ParsedArguments) -> ReadingOptions:
-    """How evaluation reads."""
+    """Options for reading in evaluation."""
     return ReadingOptions(
         batch_size=args.training.per_device_eval_batch_size,
         max_new_tokens=args.script.max_new_tokens,
@@ -44,10 +44,10 @@ def reading_options(args: ParsedArguments) -> ReadingOptions:
 
 
 def cache_options(args: ParsedArguments, n_samples: int) -> CacheOptions:
-    """Where vision features go.
+    """Settings of the vision cache.
 
     Args:
-        args: Parsed.
+        args: Parsed command line.
         n_samples: Size of the training set.
     """
     again = args.training.num_train_epochs > 1
@@ -64,7 +64,7 @@ def cache_options(args: ParsedArguments, n_samples: int) -> CacheOptions:
 
 
 def memory_settings(args: ParsedArguments) -> MemorySettings:
-    """What decides the run's memory."""
+    """Settings that decide the run's memory."""
     return MemorySettings(
         dtype=getattr(torch, args.model.dtype, torch.bfloat16),
         load_in_4bit=args.model.load_in_4bit,
@@ -81,7 +81,7 @@ def memory_settings(args: ParsedArguments) -> MemorySettings:
 
 
 def plan_arguments(args: ParsedArguments) -> PlanReport:
-    """The memory plan of a parsed command line."""
+    """Plan the memory of a parsed command line."""
     return plan_run(
         args.model.model_name_or_path,
         memory_settings(args),

@@ -1,4 +1,4 @@
-"""One parser for every recipe: TRL's, with positional words, flags that may stand alone, and a config file that is checked."""
+"""One parser for every recipe: TRL's, extended by positional words, flags without a value and config file checks."""
 
 import dataclasses
 import os
@@ -15,13 +15,13 @@ Arguments = TypeVar("Arguments")
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field that becomes a flag.
+    """Define a dataclass field that becomes a flag.
 
     Args:
         default: Its default; a list is copied for every use.
         help: Its line in `--help`.
         **metadata: Further arguments of `argparse`'s `add_argument`: `choices`, `metavar`, `nargs`, `const`; and
-            `positional=True` for a word without a flag's name.
+            `positional=True` for a word without a flag name.
     """
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
@@ -29,11 +29,11 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
 
 
 class RecipeParser(TrlParser):
-    """`TrlParser` over dataclasses, as all recipes use it.
+    """`TrlParser` over dataclasses, for all recipes.
 
     Args:
         kinds: Dataclasses whose fields become flags.
-        description: The recipe's docstring, shown as it is written.
+        description: The recipe's docstring; `--help` shows it unchanged.
     """
 
     def __init__(self, kinds: Sequence[type], description: str | None = None):
@@ -47,11 +47,11 @@ class RecipeParser(TrlParser):
             return
         many = not isinstance(field.type, type) and "list" in str(field.type)
         metadata = {key: value for key, value in field.metadata.items() if key != "positional"}
-        # Optional for argparse, so that a config file may name it; `parse` refuses what is named nowhere.
+        # Let argparse treat it as optional: a config file may give it. `parse` refuses it if it is missing everywhere.
         parser.add_argument(field.name, nargs="*" if many else "?", default=[] if many else None, **metadata)
 
     def parse(self, argv: Sequence[str]) -> tuple:
-        """The dataclasses, filled from a command line and its config file; a mistake ends in one line, exit code 2."""
+        """Fill the dataclasses from a command line and its config file; a mistake ends in one line, exit code 2."""
         try:
             config = self._find_config(argv)
             if config is not None:
@@ -60,11 +60,11 @@ class RecipeParser(TrlParser):
             self._check_positional(parsed)
         except ValueError as error:
             self.error(str(error))
-        # The last one is argparse's own namespace, which holds --config alone.
+        # Drop argparse's own namespace, the last item: it holds only --config.
         return tuple(item for item in parsed if dataclasses.is_dataclass(item))
 
     def _find_config(self, argv: Sequence[str]) -> str | None:
-        # A parser of its own: this one would refuse a required flag that only the file names.
+        # Use a separate parser: this one would refuse a missing required flag, although the config file may give it.
         finder = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
         return finder.parse_known_args(list(argv))[0].config
@@ -76,10 +76,10 @@ class RecipeParser(TrlParser):
                     raise ValueError(f"name {field.name}: {field.metadata['help']}")
 
     def load_config(self, path: str) -> dict[str, Any]:
-        """The content of a config file, whose `env` (TRL's own key) is put into the environment.
+        """Load and check a config file; the values of its `env` (TRL's own key) become environment variables.
 
         Raises:
-            ValueError: naming the file, and the key that is unknown or of the wrong type. (TRL lets wrong types through.)
+            ValueError: for an unknown key or a wrong type; the message names file and key. (TRL accepts wrong types.)
         """
         if not Path(path).is_file():
             raise ValueError(f"--config {path}: there is no such file.")
@@ -119,7 +119,7 @@ def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str | 
 
     Args:
         kind: The dataclass.
-        argv: The words after the script's name.
+        argv: Command line without the script's name.
         description: The recipe's docstring.
     """
     return RecipeParser((kind,), description).parse(argv)[0]

@@ -1,4 +1,4 @@
-"""The command lines of what reads: evaluate.py and transcribe.py."""
+"""Command lines of evaluate.py and transcribe.py."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from dsocr.reading.transcript_files import FORMATS
 
 @dataclass
 class ReadingArguments:
-    """What evaluate.py and transcribe.py have in common. An adapter knows its base, image mode, layout and prompt."""
+    """Arguments shared by evaluate.py and transcribe.py. An adapter knows its base, image mode, layout and prompt."""
 
     model_name_or_path: str | None = flag(
         None, "Base model: Hub id or folder. Default: the adapter's own base, or the built-in tiny one."
@@ -55,7 +55,7 @@ class TranscribeArguments(ReadingArguments):
 
 
 def load_reader_of(arguments: ReadingArguments) -> Reader:
-    """The model, adapter and processor of a command line."""
+    """Load the model, adapter and processor of a command line."""
     return load_reader(
         arguments.model_name_or_path,
         arguments.adapter,
@@ -65,5 +65,5 @@ def load_reader_of(arguments: ReadingArguments) -> Reader:
 
 
 def reading_options(arguments: ReadingArguments) -> ReadingOptions:
-    """How a command line wants images to be read."""
+    """Options of a command line for reading images."""
     return ReadingOptions(batch_size=arguments.per_device_eval_batch_size, max_new_tokens=arguments.max_new_tokens)

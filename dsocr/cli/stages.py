@@ -1,4 +1,4 @@
-"""The stages of a training run, each a function of the parsed command line; `recipes/sft_lora.py` puts them in order."""
+"""Stages of a training run, one function each, called in order by `recipes/sft_lora.py`."""
 
 import logging
 import sys
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_run(output_dir: str | Path, *, is_main: bool) -> Stages:
-    """Set up logging, say what machine this is, and return the counter of stages."""
+    """Set up logging, log the machine's description, and return the counter of stages."""
     run_logger = setup_logging(output_dir, is_main=is_main)
     run_logger.info("%s", ", ".join(f"{name} {value}" for name, value in describe_machine().items()))
     warn_about_unused_gpu()
@@ -40,7 +40,7 @@ def start_run(output_dir: str | Path, *, is_main: bool) -> Stages:
 
 
 def load_processor(args: ParsedArguments, name: str) -> OcrProcessor:
-    """The processor of the base model, with the image mode, layout and prompt of the command line."""
+    """Load the base model's processor, with the command line's image mode, layout and prompt."""
     return OcrProcessor.from_pretrained(
         name,
         revision=args.model.model_revision,
@@ -51,10 +51,10 @@ def load_processor(args: ParsedArguments, name: str) -> OcrProcessor:
 
 
 def check_card(args: ParsedArguments, name: str) -> None:
-    """Refuse a run that this machine's GPU cannot hold, before anything is loaded.
+    """Refuse a run too large for this machine's GPU, before anything is loaded.
 
     Raises:
-        NotEnoughMemoryError: with the plan.
+        NotEnoughMemoryError: when the run does not fit; the message shows the plan.
     """
     if not args.training.use_cpu:
         place = {"revision": args.model.model_revision, "image_mode": args.script.image_mode}
@@ -62,11 +62,11 @@ def check_card(args: ParsedArguments, name: str) -> None:
 
 
 def load_base(args: ParsedArguments, name: str) -> PreTrainedModel:
-    """The base model as it is trained: loaded strictly, guarded, with a frozen vision side."""
+    """Prepare the base model for training: loaded strictly, guarded, with a frozen vision side."""
     model = load_model(
         name,
         revision=args.model.model_revision,
-        # Trainer moves a model to its device; a packed one is loaded where it is to stay.
+        # Load a 4-bit model directly on its device; Trainer moves only unquantised models.
         device_map={"": str(args.training.device)} if args.model.load_in_4bit else None,
         dtype=args.model.dtype,
         attn_implementation=args.model.attn_implementation,
@@ -81,7 +81,7 @@ def load_base(args: ParsedArguments, name: str) -> PreTrainedModel:
 
 
 def identify(args: ParsedArguments, name: str, model: PreTrainedModel, processor: OcrProcessor) -> AdapterIdentity:
-    """What the adapter of this run will belong to."""
+    """Identity of the base and processor for this run's adapter."""
     revision = getattr(model.config, "_commit_hash", None) or args.model.model_revision
     return AdapterIdentity(name, revision, processor.to_dict())
 
@@ -89,7 +89,7 @@ def identify(args: ParsedArguments, name: str, model: PreTrainedModel, processor
 def load_data(
     args: ParsedArguments, source: str, processor: OcrProcessor, model: PreTrainedModel
 ) -> tuple[TrainingSets, dict[str, int]]:
-    """Load and check the sets of the run, write what was skipped and what the data costs, and warn of what looks odd.
+    """Load and check the sets of the run, write skipped samples and a data summary, and warn of odd data.
 
     Returns:
         The sets, and the number of skipped samples by reason.
@@ -114,7 +114,7 @@ def build_trainer(
     *,
     callbacks: list[TrainerCallback],
 ) -> OcrTrainer:
-    """The trainer, with LoRA on the model unless `--use_peft false`."""
+    """Build the trainer, with LoRA on the model unless `--use_peft false`."""
     peft_config = get_peft_config(args.model)
     if peft_config is not None:
         peft_config.revision = identity.revision
@@ -146,13 +146,13 @@ def build_trainer(
 
 
 def cache_features(args: ParsedArguments, trainer: OcrTrainer, sets: TrainingSets) -> FeatureCache | None:
-    """Compute the vision features of what is read more than once; `None` when there is nothing to gain."""
+    """Compute the vision features of images read more than once; `None` when caching gains nothing."""
     options = cache_options(args, len(sets.train))
     return trainer.cache_features(choose_cached(sets, trainer.model, options), options)
 
 
 def describe_run(model: PreTrainedModel, skipped: dict[str, int]) -> dict[str, Any]:
-    """Command, machine, skipped samples and what the guard dropped or renamed, for `ocr_results.json`."""
+    """Command, machine, skipped samples and the guard's counts, for `ocr_results.json`."""
     guard = find_guard(model)
     counts = guard.counts() if guard is not None else {}
     return {"command": sys.argv, "machine": describe_machine(), "skipped": skipped, **counts}

@@ -1,4 +1,4 @@
-"""The command lines of the smaller recipes: preparing and checking data, merging, verifying, reports, rendered lines."""
+"""Command lines of the smaller recipes: preparing and checking data, merging, verifying, reports, rendered lines."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The training recipes' command line: TRL's own flags, this project's few, and defaults that are right for OCR."""
+"""Command line of the training recipes: TRL's own flags, a few more, and defaults suited to OCR."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from dsocr.training.trackers import check_trackers
 class OcrScriptArguments(ScriptArguments):
     """Arguments of the training recipes beyond TRL's own.
 
-    Without --model_name_or_path the built-in tiny model is trained, without --dataset_name the built-in rendered
+    Without --model_name_or_path the recipes train the built-in tiny model, without --dataset_name on rendered
     handwriting.
     """
 
@@ -73,7 +73,7 @@ class ParsedArguments(NamedTuple):
     """A training recipe's command line.
 
     Attributes:
-        script: What this project adds to TRL's script arguments.
+        script: TRL's script arguments and this project's own.
         training: TRL's and Trainer's arguments.
         model: Model, LoRA and quantisation.
     """
@@ -89,10 +89,10 @@ class ParsedArguments(NamedTuple):
 
 
 def recipe_defaults(*, planning: bool = False) -> dict:
-    """Defaults of the recipes, as this machine needs them.
+    """Default arguments of the recipes on this machine.
 
     Args:
-        planning: A memory plan is made, for a GPU with bf16, whatever this machine has.
+        planning: Use defaults for a GPU with bf16, whatever this machine has; for a memory plan.
     """
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -105,7 +105,7 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "dtype": "bfloat16" if bf16 or planning else "float16" if fp16 else "float32",
         "use_peft": True,
         "lora_target_modules": [LANGUAGE_MODEL_TARGETS],
-        # Vision runs without gradient, so checkpointing recomputes the language model alone.
+        # Vision runs without gradients, so checkpointing recomputes only the language model.
         "activation_checkpointing": cuda or planning,
         "remove_unused_columns": False,
         "max_length": None,
@@ -116,7 +116,7 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "gradient_accumulation_steps": 4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
-        # Grouping cut the padding of handwritten lines with tiles from 16 % to 3 % (batch 8, image mode gundam).
+        # Grouping reduced the padding of handwritten lines with tiles from 16 % to 3 % (batch 8, image mode gundam).
         "train_sampling_strategy": "group_by_length",
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch",
@@ -124,14 +124,14 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_cer",
-        # Trainer's default keeps the checkpoint with the highest metric; the lowest CER is the best.
+        # Trainer's default keeps the checkpoint with the highest metric, but the lowest CER is best.
         "greater_is_better": False,
         "report_to": "none",
     }
 
 
 def qlora_defaults(*, planning: bool = False) -> dict:
-    """What `recipes/qlora.py` changes of `recipe_defaults`: a 4-bit base, and as little memory as there may be."""
+    """Defaults that `recipes/qlora.py` changes: a 4-bit base, and as little memory as possible."""
     on_gpu = torch.cuda.is_available() or planning
     return {
         "output_dir": "outputs/qlora",
@@ -146,10 +146,10 @@ def qlora_defaults(*, planning: bool = False) -> dict:
 
 
 def build_parser(*, planning: bool = False, qlora: bool = False, description: str | None = None) -> RecipeParser:
-    """The parser over `(OcrScriptArguments, SFTConfig, ModelConfig)` with this project's defaults.
+    """Build the parser over `(OcrScriptArguments, SFTConfig, ModelConfig)` with this project's defaults.
 
-    The defaults are set on the parser, before parsing: SFTConfig refuses to be built with its own on a machine without
-    a GPU.
+    Set the defaults on the parser, before parsing: SFTConfig refuses to be built with its own defaults on a machine
+    without a GPU.
     """
     parser = RecipeParser((OcrScriptArguments, SFTConfig, ModelConfig), description)
     parser.set_defaults(**recipe_defaults(planning=planning))
@@ -157,16 +157,17 @@ def build_parser(*, planning: bool = False, qlora: bool = False, description: st
         parser.set_defaults(**qlora_defaults(planning=planning))
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
-            # The flag alone means the newest complete checkpoint; TRL's own needs a word after it.
+            # Let the flag stand alone, for the newest complete checkpoint; TRL's version needs a value.
             action.nargs, action.const = "?", "true"
     return parser
 
 
 def check_target_modules(targets: str | list[str] | None) -> None:
-    """Refuse a comma list: `a,b` is one regular expression that matches nothing, and `a, b` trains `b` alone.
+    """Refuse a comma list: PEFT takes `a,b` as one regular expression that matches nothing, and `a, b` trains only `b`.
 
     Raises:
-        ValueError: with the spelling that works. A regular expression such as `.*q_proj{1,3}` passes.
+        ValueError: for a comma list; the message shows the right spelling. A regular expression such as
+            `.*q_proj{1,3}` passes.
     """
     words = targets if isinstance(targets, list) else [targets or ""]
     for word in words:
@@ -179,10 +180,10 @@ def check_target_modules(targets: str | list[str] | None) -> None:
 
 
 def check_quantization(script_args: OcrScriptArguments, model_args: ModelConfig) -> None:
-    """Refuse what the 4-bit path does not do.
+    """Refuse combinations that 4-bit training does not support.
 
     Raises:
-        ValueError: naming the flag.
+        ValueError: for such a combination; the message names the flag.
     """
     if model_args.load_in_8bit:
         raise ValueError(
@@ -218,10 +219,10 @@ def parse_arguments(
     """Parse a recipe's command line; a mistake ends in one clear line, exit code 2.
 
     Args:
-        argv: The words after the script's name.
+        argv: Command line without the script's name.
         qlora: Use the defaults of `recipes/qlora.py`.
-        demo_config: Config file of a command line that names no model, no dataset and no config file: its values become
-            the defaults.
+        demo_config: Config file of the demonstration; its values become the defaults when the command line names no
+            model, no dataset and no config file.
         description: The recipe's docstring, for `--help`.
     """
     parser = build_parser(

@@ -103,7 +103,7 @@ def keep_usable(
         progress: Show a progress bar when the check takes more than a second.
 
     Returns:
-            The kept rows, with the measured columns.
+        The kept rows, with the measured columns.
     """
 
     def attempt(row: dict[str, Any]) -> dict[str, int] | UnusableSampleError:

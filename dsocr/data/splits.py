@@ -61,9 +61,9 @@ def split_by_page(dataset: Dataset, validation_fraction: float, seed: int = 0) -
     Lines of one page look alike (same hand, ink and paper), so a page on both sides makes the error rate too good.
 
     Args:
-            dataset: Columns `text` and, if known, `page` or `writer`.
-            validation_fraction: Share of the rows to hold out, in (0, 1); whole pages of each script are held out until
-                it is reached. The last page of a script stays in train.
+        dataset: Columns `text` and, if known, `page` or `writer`.
+        validation_fraction: Share of the rows to hold out, in (0, 1); whole pages of each script are held out until it
+            is reached. The last page of a script stays in train.
         seed: Seed of the choice.
 
     Returns:
@@ -91,9 +91,9 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
 
     Args:
         dataset: As in `split_by_page`.
-            fold: Number of the fold to hold out, from 1.
-            n_folds: Number of folds, at least 2.
-            seed: Seed of the choice; use the same for all folds.
+        fold: Number of the fold to hold out, from 1.
+        n_folds: Number of folds, at least 2.
+        seed: Seed of the choice; use the same for all folds.
 
     Returns:
         `(train, validation)`.

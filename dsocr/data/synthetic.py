@@ -39,7 +39,7 @@ class SyntheticLine:
 
     Attributes:
         image: RGB image.
-            text: Text on the image.
+        text: Text on the image.
         script: `latin` or `russian`.
         font: Name of the font.
     """
@@ -178,13 +178,13 @@ def render_line(text: str, font: str, rng: random.Random, *, size: tuple[int, in
     """Render one line.
 
     Args:
-            text: The text; scaled down if it is too long.
-            font: A name from `FONTS`; handwriting fonts get jitter, slant, wobble and worn, ruled or squared paper.
+        text: The text; scaled down if it is too long.
+        font: A name from `FONTS`; handwriting fonts get jitter, slant, wobble and worn, ruled or squared paper.
         rng: Source of every random choice.
         size: `(width, height)` of the image in pixels.
 
     Returns:
-            An RGB image of the given size.
+        An RGB image of the given size.
     """
     handwriting = font not in PRINT_FONTS
     mask = _draw_text(rng, text, font, size, handwriting)
@@ -211,12 +211,12 @@ def generate_lines(
 
     Args:
         style: `print`, `handwriting` or `unseen_handwriting` (the two held-out fonts).
-            seed: Seed; different seeds give different lines.
-            scripts: Scripts to draw from.
-            min_length: Fewest characters.
-            max_length: Most characters.
-            size: `(width, height)` of every image in pixels.
-            fonts: Restrict the style to these of its fonts.
+        seed: Seed; different seeds give different lines.
+        scripts: Scripts to draw from.
+        min_length: Fewest characters.
+        max_length: Most characters.
+        size: `(width, height)` of every image in pixels.
+        fonts: Restrict the style to these of its fonts.
 
     Raises:
         ValueError: for an unknown style, script or font.

@@ -12,8 +12,7 @@ def clean_transcription(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Normalise a text for comparison: NFC, runs of white space to one blank. Letters are never mapped (yo stays
-    yo)."""
+    """Normalise a text for comparison: NFC, white space runs to one blank. Letters are never mapped (yo stays yo)."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

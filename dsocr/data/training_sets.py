@@ -29,8 +29,8 @@ class DataOptions:
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         validation_fraction: Share of the rows to hold out, by page, when there is no test split.
-            fold: `2/5` holds out the second of five folds, also when the source has its own test split; that split is
-                then ignored.
+        fold: `2/5` holds out the second of five folds, also when the source has its own test split; that split is
+            then ignored.
         max_train_samples: Upper limit of the training set.
         max_eval_samples: Upper limit of each evaluated set.
         extra: Further held-out sets as `NAME=PATH` words.
@@ -55,8 +55,8 @@ class TrainingSets:
     """Datasets of a run, each with columns `image` and `text`.
 
     Attributes:
-            train: Training rows.
-            held_out: Rows for choosing a checkpoint.
+        train: Training rows.
+        held_out: Rows for choosing a checkpoint.
         extra: Further held-out sets, by name.
     """
 
@@ -137,7 +137,7 @@ def load_training_sets(
         options: Splits, columns and limits.
 
     Raises:
-            As `load_ocr_dataset` and `split_by_page`; ValueError when an entry of `options.extra` is not NAME=PATH.
+        As `load_ocr_dataset` and `split_by_page`; ValueError when an entry of `options.extra` is not NAME=PATH.
     """
     named = dict(_parse_named_path(word) for word in options.extra)
     image_column, text_column = options.image_column, options.text_column

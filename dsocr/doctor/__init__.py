@@ -1,4 +1,4 @@
-"""A doctor for datasets: what is wrong with images, texts, splits and lengths, before a run is lost in it."""
+"""Find faults in a dataset (images, texts, splits, lengths) before they spoil a run."""
 
 from dsocr.doctor.examination import Examination, examine, examine_quickly, write_repaired
 from dsocr.doctor.findings import Finding

@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""The type of a finding."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -8,14 +8,14 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, wherever it occurs.
+    """One kind of fault, with all its places.
 
     Attributes:
         kind: A short word, for programs.
         severity: `error` (the sample cannot be used, or a figure will be wrong), `warning`, `note`.
-        message: What it is, for people.
-        advice: What to do.
-        where: The rows concerned, as `file:line`.
+        message: Description, for people.
+        advice: Suggested remedy.
+        where: The affected rows, as `file:line`.
         rows: Their positions.
     """
 

@@ -1,4 +1,4 @@
-"""Tokens and tiles: what the images cost in each mode, how much letters are squeezed, whether answers fit."""
+"""Check tokens and tiles: image tokens of each mode, squeezed letters, answers too long to generate."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from dsocr.samples.geometry import LAYOUTS, MODES, ImageGeometry, image_geometry
 from dsocr.samples.processor import OcrProcessor
 
 
-# Stretch of a letter, across over down, from which letters are better padded than squeezed.
+# Above this stretch of letters (width over height) padding is better than squeezing.
 BAD_STRETCH = 2.0
-# So many times fewer image tokens are worth a try.
+# A layout with this many times fewer image tokens is worth a try.
 WORTH_TRYING = 2.0
 
 
@@ -21,8 +21,8 @@ def _tiles(geometry: ImageGeometry, size: tuple[int, int]) -> tuple[int, int] | 
 
 
 def letter_stretch(geometry: ImageGeometry, size: tuple[int, int]) -> float:
-    """How much more a letter is stretched in one direction than in the other by the view that shows it best: the tiles
-    when there are any, else the global view; 1 keeps its shape.
+    """Distortion of letters (one direction over the other) in the view that shows them best: the tiles if any,
+    else the global view; 1 keeps their shape.
 
     Example:
         >>> round(letter_stretch(image_geometry("v1", "gundam"), (1024, 96)), 2)
@@ -40,7 +40,7 @@ def letter_stretch(geometry: ImageGeometry, size: tuple[int, int]) -> float:
 
 
 def letter_height(geometry: ImageGeometry, size: tuple[int, int]) -> float:
-    """Pixels of the view's height that the image's own height gets: small values are unreadable lines.
+    """Height of the image in the view, in pixels; small values mean unreadable lines.
 
     Example:
         >>> letter_height(image_geometry("v1", "base"), (1024, 96))
@@ -70,8 +70,8 @@ def _summarize(geometry: ImageGeometry, sizes: Sequence[tuple[int, int]]) -> dic
 
 
 def summarize_modes(sizes: Sequence[tuple[int, int]], processor: OcrProcessor) -> dict[str, dict[str, Any]]:
-    """By image mode, and by mode and layout where a layout changes something: median and largest number of image tokens,
-    median stretch, median height of a line in pixels."""
+    """Summarise each mode, and each layout that changes its figures: median and largest number of image tokens, median
+    stretch, median height of a line in pixels."""
     summary: dict[str, dict[str, Any]] = {}
     for mode in MODES[processor.version]:
         for layout in LAYOUTS:
@@ -89,13 +89,13 @@ def summarize_modes(sizes: Sequence[tuple[int, int]], processor: OcrProcessor) -
 
 
 def recommend_mode(modes: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Which mode and layout to take, from what `summarize_modes` found.
+    """Recommend a mode and layout from the result of `summarize_modes`.
 
-    Tiles, because the built-in base read best with them (README, "How an image is laid out"); padded where upstream would
-    squeeze letters badly. What costs far fewer tokens is named as worth a comparison.
+    It recommends tiles, because the built-in base read best with them (README, "How an image is laid out"), padded if
+    upstream would squeeze letters badly. It names a layout with far fewer tokens as worth a comparison.
 
     Returns:
-        `flags` to take, `why`, and `try`, another set of flags or an empty string.
+        `flags` to use, `why`, and `try`, another set of flags or an empty string.
     """
     tiled = modes["gundam"]
     squeezed = tiled["median_stretch"] > BAD_STRETCH and "gundam pad" in modes
@@ -116,7 +116,7 @@ def recommend_mode(modes: dict[str, dict[str, Any]]) -> dict[str, str]:
 def check_lengths(
     texts: Sequence[str], processor: OcrProcessor, max_new_tokens: int, where: Sequence[str]
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Answers that are longer than what evaluation generates, and characters that the tokenizer splits.
+    """Find answers longer than evaluation generates, and characters split by the tokenizer.
 
     Returns:
         The findings, and `characters_per_token`, `longest_answer` and `median_answer` (tokens, eos included).

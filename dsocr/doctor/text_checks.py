@@ -1,4 +1,4 @@
-"""Texts that will teach the model something wrong: mixed scripts, look-alikes, invisible characters, repetitions."""
+"""Find texts that would mislead the model: mixed scripts, look-alikes, invisible characters, repetitions."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ from dsocr.data.texts import name_script
 from dsocr.doctor.findings import Finding
 
 
-# Latin letters and the Cyrillic ones that look the same.
+# Latin letters, and Cyrillic letters of the same shape.
 _LATIN, _CYRILLIC = "ABCEHIKMOPTXacekopxyi", "АВСЕНІКМОРТХасекорхуі"
 _TO_CYRILLIC = dict(zip(_LATIN, _CYRILLIC, strict=True))
 _TO_LATIN = dict(zip(_CYRILLIC, _LATIN, strict=True))
@@ -19,7 +19,7 @@ RARE = 3
 
 
 def mend_word(word: str) -> str | None:
-    """A word of two scripts in one of them, when its odd letters have look-alikes there; `None` when they have not.
+    """Spell a word of two scripts in one, if its odd letters have look-alikes there; otherwise `None`.
 
     Example:
         >>> mend_word("дoм"), mend_word("Mосква") == "Москва", mend_word("ДNA")
@@ -32,17 +32,17 @@ def mend_word(word: str) -> str | None:
 
 
 def mixed_words(text: str) -> list[str]:
-    """Words that hold letters of several scripts."""
+    """Words with letters of several scripts."""
     return [word for word in _WORD.findall(text) if name_script(word) == "mixed"]
 
 
 def has_controls(text: str) -> bool:
-    """Whether a text holds control, private-use or unassigned characters, or invisible formatting."""
+    """Whether a text contains control, private-use or unassigned characters, or invisible formatting."""
     return any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") and c not in _ALLOWED_CONTROLS for c in text)
 
 
 def clean_text(text: str) -> str:
-    """NFC, invisible characters taken away, look-alikes put right, white space collapsed within lines."""
+    """Clean a text: NFC, no invisible characters, look-alikes corrected, white space collapsed within lines."""
     text = unicodedata.normalize("NFC", text)
     text = "".join(c for c in text if not has_controls(c))
     text = _WORD.sub(lambda m: (mend_word(m[0]) or m[0]) if name_script(m[0]) == "mixed" else m[0], text)
@@ -50,12 +50,12 @@ def clean_text(text: str) -> str:
 
 
 def count_alphabet(texts: Sequence[str]) -> dict[str, int]:
-    """How often each character occurs, the most frequent first."""
+    """Count each character, the most frequent first."""
     return dict(Counter(character for text in texts for character in text).most_common())
 
 
 def check_texts(texts: Sequence[str], where: Sequence[str]) -> list[Finding]:
-    """Findings about single texts, as they stand in the file."""
+    """Check each text on its own, unchanged from the file."""
     tests: list[tuple[str, str, Callable[[str], bool], str, str]] = [
         (
             "empty_text",

@@ -25,7 +25,7 @@ def upstream_module_name(model: PreTrainedModel, name: str) -> str | None:
     """Upstream's name of a linear layer; `None` if upstream fuses it with others.
 
     Args:
-            model: The native model; its checkpoint rules give the name.
+        model: The native model; its checkpoint rules give the name.
         name: Native path of the layer, `model.language_model.layers.0.self_attn.q_proj`.
     """
     weight = model.get_submodule(name).weight
@@ -67,10 +67,10 @@ def upstream_adapter(model: PreTrainedModel, stored: dict[str, torch.Tensor], pa
         parameters: The adapter's `target_parameters`.
 
     Returns:
-            Tensors by upstream's name, with PEFT's prefix and suffixes.
+        Tensors by upstream's name, with PEFT's prefix and suffixes.
 
-        Raises:
-            ValueError: if upstream fuses an adapted layer with others; the message names it.
+    Raises:
+        ValueError: if upstream fuses an adapted layer with others; the message names it.
     """
     both = len({parameter.rpartition(".")[2] for parameter in parameters}) == 2
     exported: dict[str, torch.Tensor] = {}
@@ -103,14 +103,14 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
 
     Args:
         model: The native base model.
-            folder: Folder of the saved adapter.
+        folder: Folder of the saved adapter.
         output_dir: Where to write `adapter_model.safetensors` and `adapter_config.json`.
 
     Returns:
         The number of tensors written.
 
     Raises:
-            ValueError: if the adapter has no upstream form (a fused layer, DoRA, biases, saved modules).
+        ValueError: if the adapter has no upstream form (a fused layer, DoRA, biases, saved modules).
     """
     folder, output_dir = Path(folder), Path(output_dir)
     config = load_json(folder / ADAPTER_CONFIG_NAME)

@@ -19,14 +19,14 @@ def prepare_adapter(model: nn.Module, config: LoraConfig) -> LoraConfig:
 
     Args:
         model: A bare native model, quantised or not.
-            config: The configuration; changed in place.
+        config: The configuration; changed in place.
 
     Returns:
         The same configuration.
 
     Raises:
-            ValueError: when a target module is the routed experts (stacked parameters, not linear layers), or a target
-                parameter names none of the model's stacked weights.
+        ValueError: when a target module is the routed experts (stacked parameters, not linear layers), or a target
+            parameter names none of the model's stacked weights.
     """
     experts = {
         name: module

@@ -28,7 +28,7 @@ class AdapterIdentity:
     Attributes:
         base_model_name_or_path: Hub id or folder of the base.
         revision: Commit, branch or tag of a Hub id.
-            processor: Version, image mode, layout and prompt, from `OcrProcessor.to_dict`.
+        processor: Version, image mode, layout and prompt, from `OcrProcessor.to_dict`.
     """
 
     base_model_name_or_path: str
@@ -154,7 +154,7 @@ def load_adapter(
         path: Folder with `adapter_config.json` and `adapter_model.safetensors`.
         adapter_name: Name inside the `PeftModel`.
         is_trainable: Whether the adapter's parameters require a gradient.
-            allow_other_base: Load the adapter even if it was trained on a base with other weights.
+        allow_other_base: Load the adapter even if it was trained on a base with other weights.
 
     Returns:
         The `PeftModel`.
@@ -202,7 +202,7 @@ def verify_saved_adapter(model: nn.Module, path: str | Path) -> int:
         The number of tensors, 0 without an adapter.
 
     Raises:
-            ValueError: when a reloaded tensor differs from the trained one.
+        ValueError: when a reloaded tensor differs from the trained one.
     """
     if not isinstance(model, PeftModel):
         return 0

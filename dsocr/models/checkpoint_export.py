@@ -44,8 +44,8 @@ def unused_tensors(model: PreTrainedModel, base: str | Path) -> dict[str, torch.
         base: Local folder of the base checkpoint.
 
     Returns:
-            Tensors by upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids
-            `[1, positions]`; none for v2.
+        Tensors by upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids
+        `[1, positions]`; none for v2.
     """
     if model_version(model.config) == "v2":
         return {}
@@ -117,8 +117,8 @@ def write_checkpoint(
 
     Args:
         model: The native model, not quantised.
-            folder: Output folder; it is created.
-            base: Local folder of the base checkpoint; its config.json and small files are copied.
+        folder: Output folder; it is created.
+        base: Local folder of the base checkpoint; its config.json and small files are copied.
         layout: `"upstream"` (names, shapes and config keys of the released checkpoint) or `"native"`.
         dtype: Type of the weights.
 
@@ -126,8 +126,8 @@ def write_checkpoint(
         The folder.
 
     Raises:
-            ValueError: for an unknown layout, or for `"upstream"` when the base is in the native layout and so has no
-                upstream config.json to copy.
+        ValueError: for an unknown layout, or for `"upstream"` when the base is in the native layout and so has no
+            upstream config.json to copy.
     """
     folder, base = Path(folder), Path(base)
     if layout not in LAYOUTS:

@@ -41,7 +41,7 @@ def repair_checkpoint_rules() -> dict[str, int]:
     """Anchor the unanchored renaming rules of the DeepSeek-OCR model types.
 
     Returns:
-            Number of rules changed, by model type; 0 if upstream (or an earlier call) has anchored them.
+        Number of rules changed, by model type; 0 if upstream (or an earlier call) has anchored them.
     """
     changed = {}
     for model_type in MODEL_TYPES:

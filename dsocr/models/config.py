@@ -147,15 +147,15 @@ def native_config(raw: dict[str, Any]) -> PreTrainedConfig:
     """Translate the `config.json` of a DeepSeek-OCR checkpoint into a native config.
 
     Args:
-            raw: The parsed `config.json`: upstream's (DeepSeek-OCR v1 and v2, both with `model_type: deepseek_vl_v2`)
-                or a native one (Unlimited-OCR, or a checkpoint saved by transformers).
+        raw: The parsed `config.json`: upstream's (DeepSeek-OCR v1 and v2, both with `model_type: deepseek_vl_v2`) or a
+            native one (Unlimited-OCR, or a checkpoint saved by transformers).
 
     Returns:
         `UnlimitedOcrConfig` for v1 and Unlimited-OCR, `DeepseekOcr2Config` for v2.
 
     Raises:
-            ValueError: when the config belongs to another model, or sets a field that the native model cannot express
-                (`use_mla`, `norm_topk_prob`, `scoring_func`, `rope_scaling`, ...); the message names the field.
+        ValueError: when the config belongs to another model, or sets a field that the native model cannot express
+            (`use_mla`, `norm_topk_prob`, `scoring_func`, `rope_scaling`, ...); the message names the field.
 
     Source: upstream's modeling_deepseekocr.py, modeling_deepseekocr2.py and configuration_deepseek_v2.py.
     """
@@ -187,7 +187,7 @@ def model_version(config: PreTrainedConfig) -> str:
     """`"v1"`, `"v2"` or `"unlimited"`; the version decides a model's image geometry.
 
     Raises:
-            ValueError: when the config belongs to another model.
+        ValueError: when the config belongs to another model.
     """
     if config.model_type == "deepseek_ocr2":
         return "v2"

@@ -82,7 +82,7 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """`"bfloat16"` -> `torch.bfloat16`; `"auto"` stays.
 
     Raises:
-            ValueError: when the word names no floating-point type.
+        ValueError: when the word names no floating-point type.
     """
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
@@ -134,23 +134,23 @@ def load_model(
 
     Args:
         name_or_path: Hub id, or local folder with `config.json` and `*.safetensors`.
-            config: A native config to use instead of the one translated from the checkpoint.
+        config: A native config to use instead of the one translated from the checkpoint.
         revision: Branch, tag or commit of a Hub id.
         dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
         attn_implementation: `"sdpa"` (default) or `"eager"`.
-            device_map: As in transformers; `None` loads on the CPU, and a 4-bit model on the GPU if there is one.
-            load_in_4bit: Quantise the language model's linear layers and routed experts while the checkpoint loads; the
-                device never holds more than the packed model and its largest 16-bit tensor.
+        device_map: As in transformers; `None` loads on the CPU, and a 4-bit model on the GPU if there is one.
+        load_in_4bit: Quantise the language model's linear layers and routed experts while the checkpoint loads; the
+            device never holds more than the packed model and its largest 16-bit tensor.
         quantize_vision: With `load_in_4bit`, quantise the vision tower and the projector too.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the scales of the 4-bit blocks as well.
 
     Returns:
-            The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` name its source.
+        The model in evaluation mode. `model.name_or_path` and `model.config._commit_hash` name its source.
 
     Raises:
-            ModelLoadError: when the checkpoint is missing or already quantised; when a tensor is missing, unexpected or
-                of another shape; when 4 bit is asked for but bitsandbytes is missing or does not support the device.
+        ModelLoadError: when the checkpoint is missing or already quantised; when a tensor is missing, unexpected or of
+            another shape; when 4 bit is asked for but bitsandbytes is missing or does not support the device.
         ValueError: when the config cannot be expressed natively (see `native_config`).
     """
     raw = load_raw_config(name_or_path, revision)

@@ -26,7 +26,7 @@ def refuse_packed(model: nn.Module) -> None:
     """Refuse a 4-bit base.
 
     Raises:
-            MergeError: for a 4-bit base; the message says which checkpoint to load instead.
+        MergeError: for a 4-bit base; the message says which checkpoint to load instead.
     """
     base = bare_model(model)
     if getattr(base, "is_loaded_in_4bit", False):
@@ -75,15 +75,14 @@ def verify_written(folder: str | Path, merged: PreTrainedModel, probe: dict, dty
     Args:
         folder: The checkpoint.
         merged: The merged model, in any dtype.
-        merged: The merged model, of any type.
-            dtype: The dtype of the written weights.
-        dtype: The type that was written.
+        probe: Inputs of the model.
+        dtype: The dtype of the written weights.
 
+    Returns:
         The largest difference between the logits of the written and the merged model, both computed in fp32.
 
     Raises:
         MergeError: when a weight differs from the merged one rounded to `dtype`.
-        MergeError: when a weight differs from the merged one, rounded to `dtype`.
     """
     written = load_model(str(folder), dtype="float32")
     expected = dict(merged.named_parameters())

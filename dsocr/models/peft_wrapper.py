@@ -125,7 +125,7 @@ def make_peft_safe(model: nn.Module) -> nn.Module:
         model: A native DeepSeek-OCR model.
 
     Returns:
-            The same object, with all its attributes, parameter names and state-dict keys.
+        The same object, with all its attributes, parameter names and state-dict keys.
 
     Raises:
         TypeError: when the model is already a PeftModel.

@@ -34,7 +34,7 @@ class OcrQuantizationConfig(BitsAndBytesConfig):
 
     Args:
         quantize_vision: Quantise the vision tower and the projector too.
-            compute_dtype: The dtype of unpacked weights.
+        compute_dtype: The dtype of unpacked weights.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well.
     """
@@ -144,8 +144,7 @@ class OcrQuantizer(Bnb4BitHfQuantizer):
         return conversions
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        # Set the scales only now: while loading, transformers fills every buffer missing from the file with
-        # uninitialised memory.
+        # Set the scales only now: while loading, transformers leaves buffers missing from the file uninitialised.
         for experts, name, scales in self.scales:
             experts.set_scales(name, scales)
         self.scales = []
@@ -171,7 +170,7 @@ def quantize_model(
     Args:
         model: A bare native model.
         quantize_vision: Quantise the vision tower and the projector too.
-            quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
+        quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well.
 

@@ -45,7 +45,7 @@ class Experts4bit(nn.Module):
     the meta device while a checkpoint loads).
 
     Args:
-            experts: The module to replace; its parameters are reused, not copied.
+        experts: The module to replace; its parameters are reused, not copied.
         quant_type: `"nf4"` or `"fp4"`.
         double_quant: Quantise the blocks' scales as well (8 bit, blocks of 256).
 
@@ -78,13 +78,13 @@ class Experts4bit(nn.Module):
         Args:
             name: `"gate_up_proj"` or `"down_proj"`.
             weight: `[n_experts, out_features, in_features]`, on any device.
-                device: Device for the packed weight.
+            device: Device for the packed weight.
 
         Returns:
             The packed weight, `[n_experts, out_features, in_features / 2]` uint8, and its scales for `set_scales`.
 
         Raises:
-                ValueError: when an expert's size is not a multiple of the block size.
+            ValueError: when an expert's size is not a multiple of the block size.
         """
         n_experts, rows, columns = self.shape(name)
         if tuple(weight.shape) != (n_experts, rows, columns):

@@ -47,7 +47,7 @@ class Baseline:
     Attributes:
         name: `"tesseract"` or `"rapidocr"`.
         language: tesseract's language codes, `"rus+eng"`.
-            read: Turns an RGB image of a line into text.
+        read: Turns an RGB image of a line into text.
     """
 
     name: str
@@ -66,7 +66,7 @@ def load_baseline(word: str) -> Baseline:
         word: `"rapidocr"`, `"tesseract"`, or `"tesseract:rus+eng"` with its languages (English without them).
 
     Raises:
-            BaselineMissingError: when the engine is not installed; the message says how to install it.
+        BaselineMissingError: when the engine is not installed; the message says how to install it.
         ValueError: for another name.
     """
     name, _, language = word.partition(":")

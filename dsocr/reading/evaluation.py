@@ -97,7 +97,7 @@ def evaluate_sets(
         processor: Its processor.
         sets: Datasets by name.
         options: See `read_lines`.
-            without_adapter: Switch the adapter of a `PeftModel` off, to evaluate the base model.
+        without_adapter: Switch the adapter of a `PeftModel` off, to evaluate the base model.
         features: See `read_lines`.
     """
     off = without_adapter and hasattr(model, "disable_adapter")

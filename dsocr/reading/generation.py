@@ -27,7 +27,7 @@ class ReadingOptions:
     Attributes:
         batch_size: Images per batch.
         max_new_tokens: Longest answer in tokens.
-            loop_guard: Forbid any 20 tokens already present among the last 128.
+        loop_guard: Forbid any 20 tokens already present among the last 128.
         progress: Show a progress bar.
     """
 
@@ -116,11 +116,10 @@ def read_lines(
     Args:
         model: Native model or `PeftModel`; its training mode is restored afterwards.
         processor: Its processor.
-            images: Anything that `open_image` takes. Images of similar token counts share a batch, in any order of the
-                list.
-            options: Batch size, longest answer, loop guard, progress bar.
-            features: Precomputed vision features; images without features go through the vision tower.
-            prompt_tokens: Tokens of every image's prompt, if counted before (`SampleMeter`).
+        images: Anything that `open_image` takes. Images of similar token counts share a batch.
+        options: Batch size, longest answer, loop guard, progress bar.
+        features: Precomputed vision features; images without features go through the vision tower.
+        prompt_tokens: Tokens of every image's prompt, if counted before (`SampleMeter`).
         description: Label of the progress bar.
 
     Raises:
@@ -166,7 +165,7 @@ def transcribe(
     Args:
         model: Native model or `PeftModel`.
         processor: Its processor.
-            images: Anything that `open_image` takes.
+        images: Anything that `open_image` takes.
         options: See `read_lines`.
         **further: Further arguments of `read_lines`.
     """

@@ -43,13 +43,13 @@ def load_transcribed(
     Args:
         source: `--dataset_name`.
         bad_samples: Refuses or collects bad samples.
-            split: Split to load; `None` takes the test split if the source has one, else every line.
+        split: Split to load; `None` takes the test split if the source has one, else every line.
         image_column: See `load_ocr_dataset`.
         text_column: See `load_ocr_dataset`.
         max_samples: See `load_ocr_dataset`.
 
     Returns:
-            The dataset, and the loaded split.
+        The dataset, and the loaded split.
 
     Raises:
         ValueError: as `load_ocr_dataset`, and when no source is named.
@@ -87,13 +87,13 @@ def describe_reading(
 
     Args:
         source: `--dataset_name`.
-            split: The loaded split.
-            dataset: Its rows.
-            reader: Model and processor.
-            options: See `read_lines`.
+        split: The loaded split.
+        dataset: Its rows.
+        reader: Model and processor.
+        options: See `read_lines`.
 
     Returns:
-            The dataset's settings alone (for a classical engine), and all settings.
+        The dataset's settings alone (for a classical engine), and all settings.
     """
     identity = {"dataset": str(source), "split": split, "dataset_fingerprint": fingerprint_dataset(dataset)}
     base = bare_model(reader.model)
@@ -114,7 +114,7 @@ def read_dataset(reader: Reader, dataset: Dataset, file: PredictionFile, options
     Args:
         reader: Model and processor.
         dataset: Columns `image` and `text`.
-            file: Stores the predictions.
+        file: Stores the predictions.
         options: See `read_lines`.
     """
     missing = _note_resumed(file, len(dataset))
@@ -141,7 +141,7 @@ def judge(dataset: Dataset, readers: dict[str, list[str]]) -> dict[str, Any]:
         readers: Predictions by reader; the first reader is the reference for the differences.
 
     Returns:
-            By reader: `metrics`, `by_script`, `by_length`, `by_page` (if pages are known), `confusions`, `worst`; and
+        By reader: `metrics`, `by_script`, `by_length`, `by_page` (if pages are known), `confusions`, `worst`; and
         `differences` of every further reader to the first one.
     """
     references = list(dataset["text"])

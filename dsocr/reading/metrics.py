@@ -41,7 +41,7 @@ class TextMetrics:
     """Error rates of one set of lines; rates are fractions, 0 is perfect.
 
     Attributes:
-            cer: Corpus character error rate; above 1 when insertions outnumber correct characters.
+        cer: Corpus character error rate; above 1 when insertions outnumber correct characters.
         cer_low: Lower end of its 95 % bootstrap interval over lines.
         cer_high: Upper end.
         wer: Corpus word error rate.

@@ -43,7 +43,7 @@ def list_files(inputs: list[str]) -> list[Path]:
         inputs: Files, folders, patterns (`scans/*.jpg`), or `-` for a list of names on standard input.
 
     Raises:
-            FileNotFoundError: when an input matches nothing: no such file, an empty folder, a pattern without a match.
+        FileNotFoundError: when an input matches nothing: no such file, an empty folder, a pattern without a match.
     """
     words: list[str] = []
     for word in inputs:

@@ -18,7 +18,7 @@ class PredictionFile:
 
     Args:
         path: The file; it is created.
-            settings: Everything that decides the predictions (model, adapter, prompt, dataset, ...).
+        settings: Everything that decides the predictions (model, adapter, prompt, dataset, ...).
 
     Raises:
         PredictionFileError: when the file was written with other settings.

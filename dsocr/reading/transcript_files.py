@@ -62,8 +62,7 @@ class JsonLinesWriter(_StreamWriter):
 
 
 def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
-    """Build an ALTO 4 document of a page: boxes in pixels, one String per word, the line's confidence as each word's
-    `WC`."""
+    """Build an ALTO 4 document of a page: boxes in pixels, one String per word, the line's confidence as its `WC`."""
     root = ElementTree.Element("alto", {"xmlns": ALTO_NAMESPACE})
     description = ElementTree.SubElement(root, "Description")
     ElementTree.SubElement(description, "MeasurementUnit").text = "pixel"

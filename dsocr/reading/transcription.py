@@ -1,4 +1,4 @@
-"""Transcribing pages as they come: read in batches over page borders, yielded page by page."""
+"""Transcribe a stream of pages: batches span page borders, results come page by page."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class TranscribedLine:
     Attributes:
         box: `(left, top, right, bottom)` in pixels of the page.
         image: The line.
-        text: What was read.
+        text: Text read by the model.
         confidence: Mean probability of its tokens, 0..1.
     """
 
@@ -33,13 +33,13 @@ class TranscribedLine:
 
 @dataclass
 class TranscribedPage:
-    """One input.
+    """One transcribed input.
 
     Attributes:
         name: Its name, see `PageInput`.
-        size: `(width, height)` in pixels, `(0, 0)` when it could not be read.
-        lines: Its lines; a single one, the whole image, without segmentation.
-        problem: Why it has none; empty when nothing is wrong.
+        size: `(width, height)` in pixels; `(0, 0)` when it could not be opened.
+        lines: Its lines; without segmentation a single one, the whole image.
+        problem: The reason for missing lines; empty without a problem.
     """
 
     name: str
@@ -49,7 +49,7 @@ class TranscribedPage:
 
     @property
     def text(self) -> str:
-        """The lines' texts, a line each."""
+        """The texts of all lines, joined by line breaks."""
         return "\n".join(line.text for line in self.lines)
 
 
@@ -77,13 +77,13 @@ def transcribe_pages(
     *,
     detect: Detector | None = None,
 ) -> Iterator[TranscribedPage]:
-    """Read pages in order; never more than a few batches of images stand in memory.
+    """Read pages in order, holding no more than a few batches of images in memory.
 
     Args:
         reader: Model and processor.
         pages: Inputs, lazily.
         options: See `read_lines`.
-        detect: Finds the lines of a page; `None` takes each image as it is.
+        detect: Finds the lines of a page; `None` takes each image as one line.
     """
     waiting: list[TranscribedPage] = []
 
@@ -97,7 +97,7 @@ def transcribe_pages(
 
     for page in pages:
         waiting.append(_prepare(page, reader.processor, detect))
-        # A few batches at once, so that images of one size meet.
+        # Read a few batches together, so that images of one size can share a batch.
         if sum(len(page.lines) for page in waiting) >= 4 * options.batch_size:
             yield from read()
     yield from read()

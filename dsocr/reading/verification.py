@@ -1,4 +1,4 @@
-"""Verifying a checkpoint or adapter on one shipped line."""
+"""Verify a checkpoint or adapter on one shipped line."""
 
 import math
 import time
@@ -24,18 +24,18 @@ MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found out about a checkpoint.
+    """Results of verifying a checkpoint.
 
     Attributes:
-        model: What was loaded.
+        model: Name of the loaded checkpoint or adapter.
         parameters: Number of parameters.
-        dtype: Their type.
-        device: Where it ran.
+        dtype: Their dtype.
+        device: Device of the check.
         load_seconds: Time of loading.
         image_tokens: Image tokens of the sample.
-        reference: What the sample says.
-        read: What the model read.
-        cer: Character error rate of that.
+        reference: True text of the sample.
+        read: Text read by the model.
+        cer: Character error rate of that text.
         loss: Loss per answer token, nats.
         chance_loss: ln(vocabulary).
         peak_memory_gib: Peak memory of the process, GiB.
@@ -56,11 +56,11 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether the loss is below chance; a model that does not reach that has wrong weights or wiring."""
+        """Whether the loss is below chance; a loss above it means wrong weights or wiring."""
         return math.isfinite(self.loss) and self.loss < self.chance_loss
 
     def describe(self) -> list[str]:
-        """The report, a line per fact."""
+        """The report, one line per fact."""
         verdict = "below chance: sound" if self.sound else "NOT below chance: weights, prompt or wiring are wrong"
         return [
             f"model        {self.model}",
@@ -89,10 +89,10 @@ def verify_checkpoint(
     Args:
         name: Hub id, checkpoint folder or adapter folder.
         revision: Revision of a Hub id.
-        dtype: Type to load the weights in.
+        dtype: Dtype of the loaded weights.
         image_mode: Image mode; `None` takes the saved one.
         image: Image of one line; `None` takes the shipped sample.
-        text: What it says; needed with `image`.
+        text: Text on the image; needed with `image`.
 
     Raises:
         ModelLoadError: when the checkpoint is not complete.

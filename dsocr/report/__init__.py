@@ -1,1 +1,1 @@
-"""PAGE: results, pictures, reports and model cards, each from the files of a run folder; HTML opens offline."""
+"""PAGE: results, pictures, reports and model cards from the files of a run folder; HTML opens offline."""

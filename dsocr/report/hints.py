@@ -1,11 +1,11 @@
-"""What to do next, as far as a run's figures say it."""
+"""Suggest next steps from a run's figures."""
 
 from collections.abc import Sequence
 
 
-# A curve still falls when its last fifth is this much lower than the fifth before it.
+# A curve still falls if its last fifth is lower than the fifth before it by this share.
 STILL_FALLING = 0.03
-# Held-out CER over training CER from which more data is worth more than more steps.
+# If held-out CER exceeds training CER by this factor, more data helps more than more steps.
 OVERFITTED = 2.0
 FEW_LINES = 200
 
@@ -28,16 +28,16 @@ def suggest_next_steps(
     train_sample: dict | None,
     train_lines: int | None,
 ) -> list[str]:
-    """Sentences that follow from the figures.
+    """Derive advice from the figures of a run.
 
     Args:
         losses: Training losses in order.
         cers: CERs of the evaluations in order.
         base: `TextMetrics` of the base model on the held-out lines, as a dictionary.
-        adapter: The same of the trained model.
-        shuffled: The same of the trained model with images swapped.
-        train_sample: The same of the trained model on some lines that it was trained on.
-        train_lines: How many lines were trained on.
+        adapter: The same for the trained model.
+        shuffled: The same for the trained model with swapped images.
+        train_sample: The same for the trained model on some of its training lines.
+        train_lines: Number of training lines.
 
     Returns:
         One sentence per finding; a single one when nothing stands out.

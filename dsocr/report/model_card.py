@@ -1,4 +1,4 @@
-"""The README.md of an adapter or a merged model, with the metadata that the Hub reads."""
+"""Write the README.md of an adapter or a merged model, with metadata for the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def _card_data(results: dict[str, Any], title: str, library: str) -> ModelCardDa
         base_model=base if _is_hub_id(base) else None,
         library_name=library,
         pipeline_tag="image-to-text",
-        # Whoever publishes decides; upstream's own licence binds at least as much.
+        # The publisher chooses the licence; upstream's own applies in any case.
         license="other",
         license_name="same-as-base-model",
         tags=["ocr", "handwriting", "deepseek-ocr", "dsocr", *(["lora"] if library == "peft" else [])],
@@ -76,9 +76,9 @@ def write_model_card(folder: str | Path, results: dict[str, Any], *, merged: boo
 
     Args:
         folder: Folder of the adapter or of the merged model.
-        results: What stands in `ocr_results.json`; `base_model_name_or_path`, `image_mode` and `prompt` are needed.
+        results: Content of `ocr_results.json`; `base_model_name_or_path`, `image_mode` and `prompt` are needed.
         merged: Whether the folder holds a full model.
-        data: What it was trained on, in words.
+        data: Description of the training data.
     """
     folder = Path(folder)
     base, title = results["base_model_name_or_path"], folder.resolve().name

@@ -1,4 +1,4 @@
-"""The pages: a run, an evaluation, several runs side by side."""
+"""Render report pages: a run, an evaluation, several runs side by side."""
 
 import base64
 from collections.abc import Callable
@@ -23,7 +23,7 @@ WORST_SHOWN = 20
 
 
 def _show_character(character: str) -> str:
-    """A character for people: look-alikes of two scripts are told apart by the script's name."""
+    """Make a character readable: name the script, so that look-alikes of two scripts differ."""
     if not character or character.isspace():
         return "blank" if character else "(nothing)"
     script = name_script(character)
@@ -51,7 +51,7 @@ def _environment():
 
 
 def render_page(template: str, path: Path, **fields: Any) -> Path:
-    """Fill one of the templates beside this file; returns the path that was written."""
+    """Fill a template from `templates/`; returns the path of the page."""
     path.write_text(_environment().get_template(template).render(**fields).rstrip() + "\n", encoding="utf-8")
     return path
 
@@ -61,7 +61,7 @@ def _embed(content: bytes, kind: str = "jpeg") -> str:
 
 
 def embed_image(image: Any) -> str:
-    """An image as a data URI, at most 900 x 240 pixels; `""` when it cannot be opened any more."""
+    """Encode an image as a data URI, at most 900 x 240 pixels; `""` when it cannot be opened any more."""
     try:
         return _embed(make_thumbnail(image))
     except UnreadableImageError:
@@ -91,13 +91,13 @@ def _hints(run: RunFolder) -> list[str]:
 
 
 def write_run_report(folder: str | Path) -> Path:
-    """Write `report.html` and `report.md` of a training run; returns the path of the former.
+    """Write `report.html` and `report.md` of a training run; returns the path of `report.html`.
 
     Args:
-        folder: The run's folder; everything comes from the files in it.
+        folder: The run folder; its files are the only source.
 
     Raises:
-        FileNotFoundError: when it is no run folder.
+        FileNotFoundError: when the folder is not a run folder.
     """
     run = load_run_folder(folder)
     gallery = [
@@ -112,7 +112,7 @@ def write_run_report(folder: str | Path) -> Path:
 
 
 def write_evaluation_report(folder: str | Path, images: list | None = None) -> Path:
-    """Write `report.html` and `report.md` of an evaluation; returns the path of the former.
+    """Write `report.html` and `report.md` of an evaluation; returns the path of `report.html`.
 
     Args:
         folder: Folder with `evaluation.json`.
@@ -129,11 +129,11 @@ def write_evaluation_report(folder: str | Path, images: list | None = None) -> P
 
 
 def write_comparison(folders: list[str | Path], output_dir: str | Path) -> Path:
-    """Write `comparison.html` and `comparison.md` of several runs; returns the path of the former.
+    """Write `comparison.html` and `comparison.md` of several runs; returns the path of `comparison.html`.
 
     Args:
         folders: Run folders.
-        output_dir: Where to write.
+        output_dir: Output folder.
     """
     runs = [load_run_folder(folder) for folder in folders]
     names = _unique_names(runs, lambda run: run.path.resolve())

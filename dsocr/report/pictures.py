@@ -1,4 +1,4 @@
-"""Pictures of held-out lines: one PNG to look at, and a small gallery from which a report can be made again."""
+"""Pictures of held-out lines: one PNG for people, and a small gallery for rebuilding the report."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ _INK = {"reference": "#222222", "before": "#a32020", "after": "#1d6b2f"}
 
 
 def make_thumbnail(image: Any) -> bytes:
-    """An image, what `open_image` takes, as a JPEG of at most 900 x 240 pixels."""
+    """Encode an image (anything that `open_image` takes) as a JPEG of at most 900 x 240 pixels."""
     picture = open_image(image)
     picture.thumbnail((MAX_WIDTH, MAX_HEIGHT))
     buffer = io.BytesIO()
@@ -32,13 +32,13 @@ def make_thumbnail(image: Any) -> bytes:
 
 
 def write_gallery(output_dir: str | Path, images: list, before: EvaluatedSet, after: EvaluatedSet) -> Path:
-    """Write the first lines of a set with what was read before and after training.
+    """Write the first lines of a set, with the readings before and after training.
 
     Args:
-        output_dir: Run folder; `gallery/` is written in it.
-        images: Images of the set, what `open_image` takes.
-        before: What the base model read of it.
-        after: What the trained model read of it.
+        output_dir: Run folder; the gallery goes to its `gallery/`.
+        images: Images of the set (anything that `open_image` takes).
+        before: The base model's readings.
+        after: The trained model's readings.
 
     Returns:
         The folder.
@@ -56,12 +56,12 @@ def write_gallery(output_dir: str | Path, images: list, before: EvaluatedSet, af
 
 
 def draw_examples(path: str | Path, images: list, read: dict[str, EvaluatedSet]) -> None:
-    """Draw the first five lines of a set into a PNG file: the image, its reference, and what was read.
+    """Draw the first five lines of a set into a PNG file: the image, its reference, and the readings.
 
     Args:
         path: The file.
-        images: Images of the set, what `open_image` takes.
-        read: What was read of it, by a word for the reader: `before`, `after`.
+        images: Images of the set (anything that `open_image` takes).
+        read: Readings of the set by name of the reader: `before`, `after`.
     """
     count = min(_SHOWN_LINES, len(images))
     font = ImageFont.truetype(str(FONT_FOLDER / "OpenSans.ttf"), 17)

@@ -1,4 +1,4 @@
-"""Curves and a console as SVG, to stand inside an HTML page."""
+"""Draw curves and a console as SVG for HTML pages."""
 
 import io
 import re
@@ -16,17 +16,17 @@ def _svg_of(figure) -> str:
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     svg = buffer.getvalue()
-    # Inside HTML the XML head is noise, and its DTD is an address.
+    # Drop the XML head: HTML does not need it, and its DTD is a web address.
     return svg[svg.index("<svg") :]
 
 
 def draw_curves(curves: Mapping[str, Points], title: str, *, from_zero: bool = False) -> str:
-    """One small plot of some curves over steps.
+    """Draw one small plot of some curves over steps.
 
     Args:
         curves: Points `(step, value)` by name; empty ones are left out.
-        title: What the values are, with their unit.
-        from_zero: Begin the vertical axis at 0.
+        title: Name of the values, with their unit.
+        from_zero: Start the vertical axis at 0.
 
     Returns:
         An `<svg>` element, or `""` when there is nothing to draw.
@@ -60,7 +60,7 @@ def draw_curves(curves: Mapping[str, Points], title: str, *, from_zero: bool = F
 
 
 def draw_console(lines: Sequence[str], title: str) -> str:
-    """Log lines as the picture of a terminal: an `<svg>` element without any address in it."""
+    """Draw log lines as a terminal window: an `<svg>` element without web addresses."""
     from rich.console import Console
     from rich.text import Text
 
@@ -68,6 +68,6 @@ def draw_console(lines: Sequence[str], title: str) -> str:
     for line in lines:
         console.print(Text(line), soft_wrap=False)
     svg = console.export_svg(title=title, unique_id="console")
-    # rich names a font on a server; any monospaced one will do.
+    # rich loads its font from a server; drop that, any monospaced font will do.
     svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)
     return re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

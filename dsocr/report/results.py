@@ -1,4 +1,4 @@
-"""What a finished training run leaves for people: results, pictures, model card, report, and its last line."""
+"""Write the results of a finished training run: figures, pictures, model card, report, and the last line."""
 
 import logging
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ _SHOWN_LINES, _SHOWN_CHARACTERS = 5, 100
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read around a training run.
+    """Readings before and after a training run.
 
     Attributes:
-        before: By the base model, by name of the set.
-        after: By the trained model, by name of the set.
-        shuffled: By the trained model, of the held-out set with every line shown another line's image.
-        train_sample: By the trained model, of some lines that it was trained on.
-        transferred: By an adapter of a 4-bit base on the full-precision base, of the held-out set, or why that was not
-            measured; `None` for a base that was not quantised.
+        before: From the base model, by name of the set.
+        after: From the trained model, by name of the set.
+        shuffled: From the trained model on the held-out set, with every line shown another line's image.
+        train_sample: From the trained model on some of its training lines.
+        transferred: From an adapter of a 4-bit base on the full-precision base, on the held-out set, or the reason for
+            skipping this; `None` for a base that was not quantised.
     """
 
     before: dict[str, EvaluatedSet]
@@ -63,7 +63,7 @@ class Readings:
 
 
 def write_data_summary(output_dir: str | Path, sets: TrainingSets, processor: OcrProcessor, skipped: dict) -> None:
-    """Write `data_summary.json` before training, so that a run that stops has it too."""
+    """Write `data_summary.json` before training, so that a stopped run has it too."""
     content = {"train_lines": len(sets.train), "held_out_lines": len(sets.held_out), "skipped": dict(skipped)}
     write_json(Path(output_dir) / DATA_SUMMARY_NAME, content | summarize_data(sets.train, processor))
 
@@ -74,7 +74,7 @@ def write_run(output_dir: str | Path, sets: TrainingSets, readings: Readings, **
     Args:
         output_dir: Run folder.
         sets: Its datasets.
-        readings: What was read.
+        readings: Readings before and after training.
         **fields: Further entries of the results (model, versions, command, ...).
 
     Returns:
@@ -83,7 +83,7 @@ def write_run(output_dir: str | Path, sets: TrainingSets, readings: Readings, **
     folder = Path(output_dir)
     before, after = readings.before[HELD_OUT], readings.after[HELD_OUT]
     results = readings.to_results() | fields
-    # `eval_results.json` belongs to Trainer.
+    # Don't use the name `eval_results.json`: Trainer writes that file.
     path = write_json(folder / RESULTS_NAME, results)
     images = sets.held_out["image"]
     draw_examples(folder / EXAMPLES_NAME, images, {"before": before, "after": after})
@@ -99,7 +99,7 @@ def write_run(output_dir: str | Path, sets: TrainingSets, readings: Readings, **
 
 
 def summary_line(base: TextMetrics, adapter: TextMetrics, output_dir: str | Path) -> str:
-    """`CER 0.612 -> 0.084, WER 0.900 -> 0.210 on 200 held-out lines; adapter in outputs/...`"""
+    """Format `CER 0.612 -> 0.084, WER 0.900 -> 0.210 on 200 held-out lines; adapter in outputs/...`"""
     return (
         f"CER {base.cer:.3f} -> {adapter.cer:.3f}, WER {base.wer:.3f} -> {adapter.wer:.3f} on {adapter.n} held-out "
         f"lines; adapter in {output_dir}"
@@ -115,7 +115,7 @@ def log_examples(before: EvaluatedSet, after: EvaluatedSet) -> None:
 
 
 def log_table(readings: Readings) -> None:
-    """Log CER before and after for every set, with shuffled images, and on the full-precision base, as a table."""
+    """Log a table of CER before and after for every set, with shuffled images, and on the full-precision base."""
     logger.info("%-16s %6s  %9s  %9s  %s", "set", "lines", "CER base", "adapter", "95 % interval")
     for name, before in readings.before.items():
         old, new = before.metrics, readings.after[name].metrics

@@ -1,6 +1,6 @@
-"""A transcription to be corrected by a person: images and texts side by side, the least confident first.
+"""Write transcriptions for correction by a person: images and texts side by side, the least confident first.
 
-The corrected CSV is a dataset: `load_ocr_dataset("review.csv")` reads it, and the next training run takes it.
+The corrected CSV is a dataset: `load_ocr_dataset("review.csv")` loads it, and the next run can train on it.
 """
 
 import csv
@@ -16,10 +16,10 @@ SUFFIXES = (".html", ".csv")
 
 
 class ReviewWriter:
-    """Collects lines, and writes them when all pages are read (or the run is stopped).
+    """Collect lines, and write them when all pages are read (or the run is stopped).
 
     Args:
-        path: `review.csv`, or `review.html`, which writes the CSV beside it too. Images of the lines go to a folder
+        path: `review.csv`, or `review.html`, which also writes the CSV beside it. Line images go to a folder
             `<name>_images` beside it.
 
     Raises:
@@ -36,7 +36,7 @@ class ReviewWriter:
         self._rows: list[dict[str, str]] = []
 
     def add(self, page: TranscribedPage) -> None:
-        """Take the lines of a page; their images are written at once."""
+        """Add the lines of a page, and write their images at once."""
         for line in page.lines:
             self._rows.append(self._row(page, line))
 

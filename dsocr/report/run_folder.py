@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back for its report."""
+"""Load the files of a run folder for its report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        results: `ocr_results.json`, empty for a run that did not end.
+        results: `ocr_results.json`, empty for an unfinished run.
         history: Trainer's log history.
         log: Lines of `run.log`.
         gallery: Entries of `gallery/gallery.json`.
@@ -39,27 +39,27 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """`finished`, or how far it came."""
+        """`finished`, or the last logged step."""
         if self.results:
             return "finished"
         steps = [entry["step"] for entry in self.history if "step" in entry]
         return f"not finished (step {max(steps)})" if steps else "not finished"
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        """Points `(step, value)` of one logged figure."""
+        """Points `(step, value)` of a logged figure."""
         return [(entry["step"], entry[key]) for entry in self.history if key in entry and "step" in entry]
 
     @property
     def first_steps(self) -> list[dict[str, float]]:
-        """The first three training steps as they were logged."""
+        """Log entries of the first three training steps."""
         return [entry for entry in self.history if "loss" in entry and entry.get("step", 9) <= 3][:3]
 
 
 def load_run_folder(path: str | Path) -> RunFolder:
-    """Read a run's files; those that are not there stay empty.
+    """Load a run's files; missing ones stay empty.
 
     Raises:
-        FileNotFoundError: when the folder is no run's.
+        FileNotFoundError: when the folder is not a run folder.
         ValueError: when a file is damaged.
     """
     path = Path(path)

@@ -63,10 +63,10 @@ def augment_image(image: Image.Image, rng: random.Random) -> Image.Image:
 
     Args:
         image: RGB image.
-            rng: Source of every random choice; the same state gives the same pixels.
+        rng: Source of every random choice; the same state gives the same pixels.
 
     Returns:
-            RGB image of the same size; one in four is returned unchanged.
+        RGB image of the same size; one in four is returned unchanged.
     """
     if rng.random() > PROBABILITY:
         return image

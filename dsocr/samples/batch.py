@@ -14,7 +14,7 @@ class OcrSample:
     """One sample ready for batching.
 
     Attributes:
-            input_ids: bos, prompt, image tokens, prompt, and in training the answer and one eos.
+        input_ids: bos, prompt, image tokens, prompt, and in training the answer and one eos.
         prompt_length: Number of ids before the answer.
         views: The image's views, or their features.
         name: File name, for messages.
@@ -56,17 +56,17 @@ def collate_samples(
 
     Args:
         samples: The samples of the batch, all with views or all with features.
-            pad_token_id: Token that fills up shorter samples.
+        pad_token_id: Token that fills up shorter samples.
         padding_side: `"right"` for training, `"left"` for generation.
-            dtype: Dtype of the pixels.
-            with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
+        dtype: Dtype of the pixels.
+        with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
         pad_to_multiple_of: Round the length up to a multiple.
 
     Returns:
-            `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
-            tiles, also `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per
-            image) and `patches_grid` (a list of `[columns, rows]`). Samples with features have features instead of
-            pixels: `[batch, queries, width]` and `[sum of tiles, queries, width]`.
+        `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
+        tiles, also `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per image)
+        and `patches_grid` (a list of `[columns, rows]`). Samples with features have features instead of pixels:
+        `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)
     if pad_to_multiple_of:

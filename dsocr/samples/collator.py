@@ -26,20 +26,18 @@ class OcrCollator:
 
     Attributes:
         processor: Tokenizer, geometry and prompt.
-            dtype: Dtype of the pixels; use the model's.
-            max_length: Longest accepted sequence in tokens; `None` accepts any.
-            for_generation: Leave out the answer and pad on the left.
-            pad_to_multiple_of: Round the batch's length up to a multiple.
-            augment: Vary the images (for training only).
-            seed: Together with `epoch`, image name and text it seeds the variation: new in every epoch, the same in
-                every worker and in a resumed run.
-            epoch: Set by the trainer when an epoch begins.
-            features: Precomputed vision features. A batch whose images all have features carries them instead of
-                pixels.
+        dtype: Dtype of the pixels; use the model's.
+        max_length: Longest accepted sequence in tokens; `None` accepts any.
+        for_generation: Leave out the answer and pad on the left.
+        pad_to_multiple_of: Round the batch's length up to a multiple.
+        augment: Vary the images (for training only).
+        seed: Together with `epoch`, image name and text it seeds the variation: new in every epoch, the same in every
+            worker and in a resumed run.
+        epoch: Set by the trainer when an epoch begins.
+        features: Precomputed vision features. A batch whose images all have features carries them instead of pixels.
 
     Raises (when called):
-            ValueError: for a sample longer than `max_length`; the message names its file, prompt length and answer
-                length.
+        ValueError: for a sample longer than `max_length`; the message names its file, prompt length and answer length.
     """
 
     processor: OcrProcessor

@@ -46,14 +46,14 @@ class ImageGeometry:
         version: `"v1"`, `"v2"` or `"unlimited"`.
         mode: `tiny`, `small`, `base`, `large` or `gundam`.
         base_size: Side of the square global view, pixels.
-            keep_aspect: Pad the global view to the square (True) or squash the image into it (False).
-            tile_size: Side of a square tile, pixels; 0 for a mode without tiles.
+        keep_aspect: Pad the global view to the square (True) or squash the image into it (False).
+        tile_size: Side of a square tile, pixels; 0 for a mode without tiles.
         min_tiles: Fewest tiles of a tiled image.
         max_tiles: Most tiles of a tiled image.
         patch_size: Side of a patch of the vision tower, pixels.
-            layout: `original` is upstream's, to the pixel. `pad` pads where upstream squeezes, and so keeps the
-                letters' shape. `wrap` pads too, and breaks an image more than twice as wide as high into rows on the
-                global view, without tiles.
+        layout: `original` is upstream's, to the pixel. `pad` pads where upstream squeezes, and so keeps the letters'
+            shape. `wrap` pads too, and breaks an image more than twice as wide as high into rows on the global view,
+            without tiles.
 
     Example:
         >>> geometry = image_geometry("v1", "gundam")
@@ -120,7 +120,7 @@ class ImageGeometry:
         """Cut an RGB image into its views.
 
         Raises:
-                ValueError: when the image is so elongated that its global view would be under one pixel high or wide.
+            ValueError: when the image is so elongated that its global view would be under one pixel high or wide.
         """
         grid, n_tokens = self.choose_grid(*image.size), self.count_tokens(*image.size)
         if self.layout == "wrap":
@@ -203,12 +203,12 @@ def image_geometry(
     Args:
         version: `"v1"`, `"v2"` or `"unlimited"`.
         mode: One of `MODES[version]`.
-            size_divisor: Divides every size; this project's tiny models use 16.
+        size_divisor: Divides every size; this project's tiny models use 16.
         patch_size: Side of a patch of the vision tower, pixels.
         layout: One of `LAYOUTS`.
 
     Raises:
-            ValueError: for an unknown version, mode or layout.
+        ValueError: for an unknown version, mode or layout.
     """
     if version not in _GEOMETRIES:
         raise ValueError(f"version={version!r} is not one of {sorted(_GEOMETRIES)}.")

@@ -56,8 +56,8 @@ def add_lengths(dataset: Dataset, processor: OcrProcessor, column: str) -> Datas
     """Add a column of sample lengths in tokens, for `--train_sampling_strategy group_by_length`.
 
     Args:
-        dataset: Columns `prompt_tokens` and `answer_tokens`; if they are missing (another project loaded the dataset),
-            the samples are measured here.
+        dataset: Columns `prompt_tokens` and `answer_tokens`; if this project did not load the dataset they are missing,
+            and the samples are measured here.
         processor: Counts image and text tokens.
         column: Name of the new column.
     """
@@ -81,8 +81,8 @@ def summarize_data(dataset: Dataset, processor: OcrProcessor) -> dict[str, Any]:
         processor: Counts tokens.
 
     Returns:
-            `distributions` (`image tokens`, `answer tokens`, `characters`, each with min, median and max) and `tiles`
-            (number of tiles -> number of images).
+        `distributions` (`image tokens`, `answer tokens`, `characters`, each with min, median and max) and `tiles`
+        (number of tiles -> number of images).
     """
     step = max(1, len(dataset) // EXAMINED)
     rows = dataset.select_columns(["text", "width", "height", ANSWER_TOKENS])[::step]

@@ -16,7 +16,7 @@ REACH = 0.5
 
 
 def choose_rows(width: int, height: int) -> int:
-    """Number of rows that shows a line largest on a square canvas; 1 unless it is at least twice as wide as high.
+    """Number of rows that shows a line largest on a square canvas; 1 unless it is more than twice as wide as high.
 
     Example:
         >>> choose_rows(1024, 96), choose_rows(300, 200)
@@ -59,11 +59,11 @@ def wrap_line(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """Break a line into rows, one below the other, and fill up shorter rows with `colour`.
 
     Args:
-            image: RGB image of a line.
+        image: RGB image of a line.
         colour: RGB, 0..255.
 
     Returns:
-            The rows on one canvas, or the image itself when one row shows it best.
+        The rows on one canvas, or the image itself when one row shows it best.
     """
     rows = choose_rows(*image.size)
     if rows == 1:

@@ -26,7 +26,7 @@ class OcrProcessor(ProcessorMixin):
         tokenizer: A fast tokenizer with bos, eos and pad tokens and the token `<image>`.
         version: `"v1"`, `"v2"` or `"unlimited"`.
         image_mode: A mode of that version, see `dsocr.samples.geometry.MODES`.
-            prompt: Text with `<image>` exactly once; `None` takes the version's default.
+        prompt: Text with `<image>` exactly once; `None` takes the version's default.
         size_divisor: Divides the sizes of the mode (tiny models).
         patch_size: Side of a patch of the vision tower, pixels.
         image_layout: `"original"`, `"pad"` or `"wrap"`, see `dsocr.samples.geometry.ImageGeometry`.
@@ -83,11 +83,10 @@ class OcrProcessor(ProcessorMixin):
         Args:
             name_or_path: Hub id or local folder: an adapter or model folder of this project, or upstream's checkpoint.
             revision: Branch, tag or commit of a Hub id.
-                **overrides: `image_mode`, `prompt`, ... to use instead of the saved values (`None` keeps the saved
-                    one).
+            **overrides: `image_mode`, `prompt`, ... to use instead of the saved values (`None` keeps the saved one).
 
-            Raises:
-                ValueError: when there is no tokenizer.json, or the version is unknown.
+        Raises:
+            ValueError: when there is no tokenizer.json, or the version is unknown.
         """
         fields = load_json_of(name_or_path, PROCESSOR_NAME, revision)
         if fields.pop("processor_class", None) != cls.__name__:
@@ -100,7 +99,7 @@ class OcrProcessor(ProcessorMixin):
         """Encode an answer, with one eos.
 
         Raises:
-                ValueError: when the text contains a control token (`<image>`, bos, eos, pad) of the tokenizer.
+            ValueError: when the text contains a control token (`<image>`, bos, eos, pad) of the tokenizer.
         """
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         reserved = self._reserved.intersection(ids)

@@ -19,7 +19,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     """Split a prompt into the text before and after the image; strip surrounding white space as upstream does.
 
     Raises:
-            ValueError: when the prompt does not contain `<image>` exactly once.
+        ValueError: when the prompt does not contain `<image>` exactly once.
 
     Example:
         >>> split_prompt("<image>\\nFree OCR. ")

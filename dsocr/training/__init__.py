@@ -1,1 +1,1 @@
-"""LOSS: the trainer, the checks before it, what it says, resuming, and the memory plan."""
+"""LOSS: the trainer, its preflight checks, callbacks, resuming, and the memory plan."""

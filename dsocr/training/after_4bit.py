@@ -1,4 +1,4 @@
-"""What an adapter that was trained on a 4-bit base reads on the 16-bit base, where it will be merged and served."""
+"""Evaluate an adapter trained on a 4-bit base on the 16-bit base, where it will be merged and served."""
 
 import logging
 from pathlib import Path
@@ -28,7 +28,7 @@ def evaluate_on_full_precision(
     revision: str | None,
     dtype: str,
 ) -> EvaluatedSet | str:
-    """Load the base model unquantised, put the saved adapter on it strictly, and read.
+    """Load the base model unquantised, put the saved adapter on it strictly, and read the dataset.
 
     Args:
         name: Hub id or folder of the base model.
@@ -40,7 +40,7 @@ def evaluate_on_full_precision(
         dtype: See `load_model`.
 
     Returns:
-        What was read, or the reason why nothing was.
+        Predictions with error rates, or the reason for skipping the evaluation.
     """
     device_map = None
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Trainer callbacks: what a person sees, and what Ctrl-C does."""
+"""Trainer callbacks: progress and log lines, Ctrl-C, epochs, and moving the vision tower."""
 
 import logging
 import signal
@@ -21,7 +21,7 @@ FIRST_STEPS = 5
 
 
 class OcrProgressCallback(ProgressCallback):
-    """The progress bar with the loss in it."""
+    """Show the loss in the progress bar."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
@@ -29,7 +29,7 @@ class OcrProgressCallback(ProgressCallback):
 
 
 class LogLineCallback(TrainerCallback):
-    """One line per logging step, and one per evaluation, with or without a progress bar."""
+    """Log one line per logging step and per evaluation, with or without a progress bar."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
@@ -43,7 +43,7 @@ class LogLineCallback(TrainerCallback):
 
 
 def format_step(logs: dict[str, float]) -> str:
-    """One logging step in words: loss, learning rate, samples and tokens per second, padding, peak memory."""
+    """Describe one logging step: loss, learning rate, samples and tokens per second, padding, peak memory."""
     parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
     if "samples_per_second" in logs:
         parts += [
@@ -56,7 +56,7 @@ def format_step(logs: dict[str, float]) -> str:
 
 
 class FirstStepsCallback(TrainerCallback):
-    """Log the first steps one by one: a run that goes wrong is mostly seen there."""
+    """Log the first steps one by one: most broken runs show there."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step <= FIRST_STEPS:
@@ -65,7 +65,7 @@ class FirstStepsCallback(TrainerCallback):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the collator which epoch it is, before the workers of the epoch are started.
+    """Tell the collator the epoch before the epoch's workers start.
 
     Args:
         collator: The training collator.
@@ -75,15 +75,15 @@ class EpochCallback(TrainerCallback):
         self._collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # In the middle of an epoch after resuming, a whole number otherwise.
+        # After resuming, the epoch may be fractional; otherwise it is a whole number.
         self._collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class InterruptCallback(TrainerCallback):
-    """Ctrl-C finishes the step, saves a checkpoint and stops; a second Ctrl-C stops at once.
+    """On Ctrl-C finish the step, save a checkpoint and stop; on a second Ctrl-C stop at once.
 
     Attributes:
-        interrupted: Whether it happened.
+        interrupted: Whether Ctrl-C was pressed.
     """
 
     def __init__(self):
@@ -101,7 +101,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if process_rank()[1] > 1:
-            # The processes must agree, or those that go on wait for ever for the one that saves.
+            # All processes must agree: otherwise some would wait for ever for the one saving.
             flag = torch.tensor(int(self.interrupted), device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             self.interrupted = bool(flag)
@@ -116,7 +116,7 @@ class InterruptCallback(TrainerCallback):
 
 
 def end_if_interrupted(interrupt: InterruptCallback, output_dir: str | Path, *, is_main: bool) -> None:
-    """After Ctrl-C: write the report of the stopped run, say how to go on, and end the process.
+    """After Ctrl-C write the report of the stopped run, log how to resume, and end the process.
 
     Raises:
         SystemExit: with code 130, when the run was interrupted.
@@ -130,7 +130,7 @@ def end_if_interrupted(interrupt: InterruptCallback, output_dir: str | Path, *, 
 
 
 class TowerOffDeviceCallback(TrainerCallback):
-    """While everything that is read has its features in the cache, the vision tower waits on the CPU.
+    """Keep the vision tower on the CPU during training, while the cache has the features of every image.
 
     Args:
         tower: The tower; Trainer has put it on the device together with the model.

@@ -1,4 +1,4 @@
-"""Choosing the checkpoint to resume from: the newest one that is complete."""
+"""Find the checkpoint to resume from: the newest complete one."""
 
 import logging
 import re
@@ -17,9 +17,9 @@ _NEEDED = (TRAINER_STATE_NAME, "optimizer.pt", "scheduler.pt")
 
 
 def find_defect(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, `None` when it is complete.
+    """Name the first missing or damaged file of a checkpoint; `None` when it is complete.
 
-    `trainer_state.json` is written last; without `optimizer.pt` Trainer would start Adam afresh without a word.
+    `trainer_state.json` is written last; without `optimizer.pt` Trainer would silently restart Adam.
     """
     for name in _NEEDED:
         if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size == 0:
@@ -43,7 +43,7 @@ def find_defect(checkpoint: Path) -> str | None:
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run; incomplete ones are skipped with a warning. `None` when there is none."""
+    """The newest complete checkpoint of a run, or `None`; incomplete ones are skipped with a warning."""
     folder = Path(output_dir)
     numbered = [
         (int(match[1]), path) for path in folder.glob(CHECKPOINT_PATTERN) if (match := _NAME.fullmatch(path.name))
@@ -57,7 +57,7 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def resolve_resume(value: str | bool | None, output_dir: str | Path) -> str | None:
-    """What `--resume_from_checkpoint` means.
+    """Turn the value of `--resume_from_checkpoint` into a checkpoint folder.
 
     Args:
         value: `True`, `"true"` (the newest complete checkpoint of `output_dir`), a path, or `None`/`"false"`.
@@ -67,7 +67,7 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path) -> str | No
         The checkpoint folder, `None` to start afresh.
 
     Raises:
-        FileNotFoundError: when there is no complete checkpoint, or the path is not one.
+        FileNotFoundError: when there is no complete checkpoint, or the path is not a complete checkpoint.
     """
     if value in (None, False) or str(value).lower() in ("false", "no", "none", ""):
         return None

@@ -1,9 +1,9 @@
-"""The vocabulary is projected for answer tokens alone, on devices where TRL projects every position.
+"""Compute logits for answer tokens only, on devices where TRL computes them for every position.
 
-TRL 1.16's fused head scores only the labelled positions where it has Triton; elsewhere it scores all of them, prompt,
-image tokens and padding included, and throws most away (`trl.trainer.utils.add_fused_lm_head`, "every position is scored
-instead"). Here the backbone's output is gathered before the head sees it, and the labels come already shifted, which
-that head takes as `shift_labels`. On Triton devices nothing is changed.
+With Triton, TRL 1.16's fused head scores only the labelled positions. Without it the head scores all of them, prompt,
+image tokens and padding included, and throws most away (`trl.trainer.utils.add_fused_lm_head`, "every position is
+scored instead"). This module gathers the backbone's output before the head, and passes already shifted labels, which
+the head takes as `shift_labels`. On Triton devices nothing changes.
 """
 
 from typing import Any
@@ -16,23 +16,23 @@ from dsocr.samples.collator import IGNORED
 
 
 class CompactHead:
-    """Gathers the positions that predict a labelled token, between backbone and head.
+    """Gather, between backbone and head, the positions that predict a labelled token.
 
     Args:
         model: A bare native model.
 
     Attributes:
-        scored: Positions that went through the head in the last call; `None` when none was compacted.
+        scored: Number of positions in the head's last compacted call; `None` before the first.
     """
 
     def __init__(self, model: nn.Module):
         self._mask: torch.Tensor | None = None
         self.scored: int | None = None
-        # The module that TRL's head calls: `model.base_model`.
+        # Hook the module that TRL's head calls: `model.base_model`.
         model.base_model.register_forward_hook(self._gather)
 
     def compact(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a training forward, with `shift_labels` `[1, labelled]` in the place of `labels`."""
+        """Replace `labels` in the inputs of a training forward by `shift_labels` `[1, labelled]`."""
         labels = inputs.get("labels")
         if labels is None or _use_triton(labels.device):
             return inputs

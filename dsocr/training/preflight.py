@@ -1,4 +1,4 @@
-"""Checks on one batch before the first step: a run that is wired wrongly stops here instead of after a night."""
+"""Check one batch before the first step: a wrongly wired run stops here instead of after a night."""
 
 import logging
 import math
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What the preflight measured.
+    """Results of the preflight.
 
     Attributes:
         image_tokens: Image tokens of the batch, equal to the vision features.
-        answer_tokens: Tokens that are trained on, eos included.
+        answer_tokens: Trained tokens, eos included.
         trainable_text: Trainable parameters outside the vision side.
         trainable_vision: Trainable parameters of the vision side.
         first_loss: Loss per answer token before training, nats.
-        chance_loss: ln(vocabulary), the loss of a model that knows nothing.
-        image_effect: How much the loss changes when the images are swapped for grey.
+        chance_loss: ln(vocabulary), the loss of uniform guessing.
+        image_effect: Change of the loss when the images are replaced by grey.
     """
 
     image_tokens: int
@@ -42,7 +42,7 @@ class PreflightReport:
     image_effect: float
 
     def describe(self) -> list[str]:
-        """The report, a line per check."""
+        """The report, one line per check."""
         return [
             f"image tokens {self.image_tokens} = vision features",
             f"answer tokens trained {self.answer_tokens}, eos among them; prompt, image tokens and padding are not",
@@ -53,7 +53,7 @@ class PreflightReport:
 
 
 def check_labels(batch: dict[str, Any], processor: OcrProcessor, texts: list[str]) -> list[str]:
-    """What is wrong with the labels of a training batch; empty when they are exactly the answers and one eos each."""
+    """List the faults in a training batch's labels; empty if they are exactly the answers, each with one eos."""
     problems = []
     eos = processor.tokenizer.eos_token_id
     for row, text in enumerate(texts):
@@ -75,7 +75,7 @@ def check_labels(batch: dict[str, Any], processor: OcrProcessor, texts: list[str
 
 
 def count_features(model: nn.Module, batch: dict[str, Any]) -> int:
-    """The number of vision features that the model makes of a batch's images."""
+    """Number of vision features that the model computes for a batch's images."""
     names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
     inputs = {name: batch[name] for name in names if name in batch}
     with torch.no_grad():
@@ -95,16 +95,16 @@ def run_preflight(
     """Check one training batch end to end.
 
     Args:
-        model: The model as the trainer has it, PEFT included, in training mode.
+        model: The trainer's model, PEFT included, in training mode.
         processor: Its processor.
-        batch: What the training collator made, on the model's device.
+        batch: Output of the training collator, on the model's device.
         texts: The texts of its rows.
-        compute_loss: The trainer's own loss of a batch.
-        strict: Whether a first loss above chance stops the run. It is only warned about for the built-in model, which
-            may meet writing that it has never seen.
+        compute_loss: Computes a batch's loss as the trainer does.
+        strict: Whether a first loss above chance stops the run. For the built-in model it only causes a warning: that
+            model may meet unfamiliar writing.
 
     Raises:
-        PreflightError: listing every failed check.
+        PreflightError: when a check failed; the message lists all failed checks.
     """
     base = bare_model(model)
     problems = check_labels(batch, processor, texts)

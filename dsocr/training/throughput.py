@@ -1,4 +1,4 @@
-"""Samples and tokens per second, padding and peak memory of the steps between two log lines."""
+"""Measure samples and tokens per second, padding and peak memory between two log lines."""
 
 import time
 
@@ -8,7 +8,7 @@ from dsocr.common.machine import peak_memory_gib
 
 
 class ThroughputMeter:
-    """Counts what training steps see; the counts stay on the device until they are logged, so nothing waits for them.
+    """Count samples and tokens of training steps. Counts stay on the device until logged, so no step waits for them.
 
     Args:
         image_token_id: Id of an image token.
@@ -19,7 +19,7 @@ class ThroughputMeter:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Forget everything and count from this optimizer step on."""
+        """Reset all counts, and count from this optimizer step on."""
         self._first_step = step
         self._since = time.perf_counter()
         self._samples = self._positions = 0
@@ -28,9 +28,9 @@ class ThroughputMeter:
         self._not_finite: torch.Tensor | int = 0
 
     def count_batch(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Count one micro-batch `[batch, length]`; call it before the batch is trained on."""
+        """Count one micro-batch `[batch, length]`; call it before the training step."""
         if not self._samples:
-            # The clock starts with the first batch: what lies between log line and batch is no training.
+            # Start the clock at the first batch: the time between log line and batch is no training.
             self._since = time.perf_counter()
         image_tokens = (input_ids == self._image_token_id).sum()
         self._samples += input_ids.shape[0]
@@ -39,19 +39,19 @@ class ThroughputMeter:
         self._text_tokens = self._text_tokens + attention_mask.sum() - image_tokens
 
     def count_loss(self, loss: torch.Tensor) -> None:
-        """Remember whether the loss of a micro-batch was finite."""
+        """Record whether the loss of a micro-batch is finite."""
         self._not_finite = self._not_finite + (~torch.isfinite(loss)).int()
 
     @property
     def is_finite(self) -> bool:
-        """Whether every loss since the last restart was a finite number."""
+        """Whether every loss since the last restart was finite."""
         return not int(self._not_finite)
 
     def measure(self, step: int, processes: int) -> dict[str, float]:
-        """Figures for the log since the last restart.
+        """Compute the figures for the log since the last restart.
 
         Args:
-            step: Optimizer step that has just ended.
+            step: Optimizer step just finished.
             processes: Number of processes; each counts its own share.
         """
         seconds = time.perf_counter() - self._since

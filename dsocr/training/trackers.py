@@ -1,4 +1,4 @@
-"""Experiment trackers: said at the start when one is missing, and given pictures beside Trainer's figures."""
+"""Experiment trackers: check early that they are installed, and log pictures beside Trainer's figures."""
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -19,7 +19,8 @@ def check_trackers(names: str | Sequence[str]) -> None:
         names: `--report_to`: `"none"`, or names of trackers.
 
     Raises:
-        ValueError: with what to install. (Trainer would say it too, after the model has been loaded.)
+        ValueError: when a package is missing; the message names it. (Trainer would only say so after loading the
+            model.)
     """
     for name in [names] if isinstance(names, str) else names:
         package = PACKAGES.get(name)
@@ -28,7 +29,7 @@ def check_trackers(names: str | Sequence[str]) -> None:
 
 
 def log_picture(callbacks: Iterable[TrainerCallback], path: str | Path, step: int) -> list[str]:
-    """Give a picture to every tracker that Trainer reports to.
+    """Log a picture to every tracker that Trainer reports to.
 
     Args:
         callbacks: Trainer's callbacks.
@@ -36,7 +37,7 @@ def log_picture(callbacks: Iterable[TrainerCallback], path: str | Path, step: in
         step: Step of the run.
 
     Returns:
-        The names of the trackers' callbacks that took it.
+        The class names of the callbacks that logged it.
     """
     taken = []
     for callback in callbacks:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with error rates by generation in every evaluation and a strict resume."""
+"""TRL's SFTTrainer, extended by error rates from generation in every evaluation and by a strict resume."""
 
 import logging
 import math
@@ -47,18 +47,18 @@ def _with_lengths(dataset: Dataset | None, processor: OcrProcessor, arguments: S
 
 
 class OcrTrainer(SFTTrainer):
-    """`SFTTrainer` for OCR; what it adds is listed here, everything else is TRL's.
+    """`SFTTrainer` for OCR. It adds the following; everything else is TRL's.
 
     - `evaluate` reads the held-out lines and adds `cer`, `wer` and `exact` to the metrics, so that
       `metric_for_best_model="eval_cer"`, early stopping and trackers see them.
-    - Logs carry samples/s, image and text tokens/s and peak memory.
+    - Logs contain samples/s, image and text tokens/s and peak memory.
     - A loss that is not finite stops the run.
-    - Batches of like length (`train_sampling_strategy="group_by_length"`) work: tokens are counted, image tokens included.
-    - Resuming proves that every adapter tensor arrived; saved adapters carry their base's identity.
+    - Batches of similar length (`train_sampling_strategy="group_by_length"`) work: lengths include image tokens.
+    - Resuming checks that every adapter tensor arrived; saved adapters carry their base's identity.
 
     Args:
-        reading: How evaluation reads.
-        identity: What stands in `dsocr_adapter.json` beside every saved adapter.
+        reading: Options for reading in evaluation.
+        identity: Written to `dsocr_adapter.json` beside every saved adapter.
         **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
     """
 
@@ -68,12 +68,12 @@ class OcrTrainer(SFTTrainer):
         self, *, reading: ReadingOptions = ReadingOptions(), identity: AdapterIdentity | None = None, **kwargs
     ):
         if kwargs["args"].train_sampling_strategy in _BY_LENGTH:
-            # Trainer groups evaluation by length too.
+            # Add lengths to the evaluation set too: Trainer groups it by length as well.
             for name in ("train_dataset", "eval_dataset"):
                 kwargs[name] = _with_lengths(kwargs.get(name), kwargs["processing_class"], kwargs["args"])
         super().__init__(**kwargs)
         if getattr(self.model, "is_loaded_in_4bit", False):
-            # TRL casts an adapter on a 4-bit base to bf16, where a small step of the optimizer is rounded away.
+            # Undo TRL's cast to bf16 of an adapter on a 4-bit base: bf16 would round small optimizer steps away.
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
@@ -90,13 +90,13 @@ class OcrTrainer(SFTTrainer):
             self.add_callback(OcrProgressCallback())
 
     def preflight(self, *, strict: bool = True) -> PreflightReport:
-        """Check one batch of two lines end to end, and log what was found; see `dsocr.training.preflight.run_preflight`.
+        """Check one batch of two lines end to end, and log the result; see `dsocr.training.preflight.run_preflight`.
 
         Raises:
-            PreflightError: when the run is wired wrongly.
+            PreflightError: when a check fails.
         """
         if self.args.activation_checkpointing:
-            # As `train` will do; without it the check could run out of memory where training does not.
+            # Do as `train` will: without checkpointing the check could run out of memory although training fits.
             self.model.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
         rows = [self.train_dataset[index] for index in range(min(2, len(self.train_dataset)))]
         batch = self._prepare_inputs(self.data_collator(rows))
@@ -110,7 +110,7 @@ class OcrTrainer(SFTTrainer):
             texts = [row["text"] for row in rows]
             report = run_preflight(self.model, self.processing_class, batch, texts, compute_loss, strict=strict)
         finally:
-            # The metrics of TRL's log start with the first step.
+            # Clear TRL's metrics: they must start with the first step.
             self._metrics["train"].clear()
             self._total_train_tokens = 0
         for line in report.describe():
@@ -118,17 +118,17 @@ class OcrTrainer(SFTTrainer):
         return report
 
     def cache_features(self, datasets: list[Dataset], options: CacheOptions) -> FeatureCache | None:
-        """Compute the vision features of some datasets once; training and evaluation take them from then on.
+        """Compute the vision features of some datasets once; training and evaluation then use them.
 
         Args:
-            datasets: Every dataset that will be read more than once.
-            options: Where features go.
+            datasets: Every dataset to be read more than once.
+            options: Where to store features.
 
         Returns:
-            The cache, for further evaluations; `None` when there is no dataset, or no room, which is logged.
+            The cache, for further evaluations; `None` without datasets, or, with a warning, without room.
 
         Raises:
-            ValueError: when the tower is trained.
+            ValueError: when the tower is not frozen.
         """
         if not datasets:
             return None
@@ -144,7 +144,7 @@ class OcrTrainer(SFTTrainer):
             context=self.compute_loss_context_manager,
             progress=not self.args.disable_tqdm,
         )
-        # DDP wants every parameter on one device, and packed weights stay where they were packed.
+        # Don't move the tower if DDP needs all parameters on one device, or if packed weights must stay.
         on_gpu = self.args.device.type == "cuda"
         movable = on_gpu and self.accelerator.num_processes == 1 and not getattr(model, "is_loaded_in_4bit", False)
         trained_from_cache = options.train_again and not options.augment
@@ -153,10 +153,10 @@ class OcrTrainer(SFTTrainer):
         return self.data_collator.features
 
     def save_and_verify(self, output_dir: str | Path) -> None:
-        """Save model and state, load the adapter back strictly and compare every tensor.
+        """Save model and state, load the adapter back strictly, and compare every tensor.
 
         Raises:
-            ValueError: when a tensor does not come back as it was trained.
+            ValueError: when a reloaded tensor differs from the trained one.
         """
         self.save_model(output_dir)
         self.save_state()
@@ -174,7 +174,7 @@ class OcrTrainer(SFTTrainer):
             self.data_collator = training_collator
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Label smoothing, a user's own loss and returned outputs need the labels at their positions.
+        # Label smoothing, a custom loss and returned outputs need the labels in their original positions.
         plain = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
         if not plain:
             inputs = self._head.compact(inputs)
@@ -210,7 +210,7 @@ class OcrTrainer(SFTTrainer):
         rates = {name: getattr(read.metrics, name) for name in ("cer", "wer", "exact", "looping")}
         output.metrics.update({f"{metric_key_prefix}_{name}": rate for name, rate in rates.items()})
         self._log_examples(dataloader.dataset, read)
-        # Evaluation does not count against the throughput of the steps.
+        # Restart the meter: evaluation must not count against the throughput of the steps.
         self._meter.restart(self.state.global_step)
         return output
 
@@ -233,6 +233,6 @@ class OcrTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
-        # Trainer calls this in every process; the first one writes.
+        # Trainer calls this in every process; let only the first one write.
         if self.args.should_save and isinstance(self.model, PeftModel):
             save_adapter_card(output_dir or self.args.output_dir, self.model, self.identity)

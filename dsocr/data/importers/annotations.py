@@ -15,7 +15,7 @@ class AnnotatedLine:
 
     Attributes:
         text: Its transcription.
-            name: The line's name in the source, for messages.
+        name: The line's name in the source, for messages.
         polygon: Its outline in units of the declared page size, empty when there is none.
         box: `(left, top, right, bottom)` in the same units, `None` when there is none.
     """
@@ -33,11 +33,11 @@ class AnnotatedImage:
     Attributes:
         image: The image file; it may not exist.
         where: The source file (and row), for messages.
-            page: Name of the page, for splits.
-            declared_size: Width and height of the page in the coordinates' unit; `None` for pixels.
-            lines: Lines in reading order.
-            text: Text of the whole image, for sources without lines; `None` when `lines` hold the text.
-            split: `train` or `test` if the source gives it.
+        page: Name of the page, for splits.
+        declared_size: Width and height of the page in the coordinates' unit; `None` for pixels.
+        lines: Lines in reading order.
+        text: Text of the whole image, for sources without lines; `None` when `lines` hold the text.
+        split: `train` or `test` if the source gives it.
     """
 
     image: Path

@@ -45,7 +45,7 @@ def parse_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[Annotated
     Args:
         path: The file.
         content: Its parsed JSON.
-            bad: Counts annotations of unlisted images.
+        bad: Counts annotations of unlisted images.
     """
     by_image: dict[Any, list[dict]] = defaultdict(list)
     for annotation in content["annotations"]:

@@ -36,11 +36,11 @@ def open_page(path: Path, declared: tuple[float, float] | None) -> tuple[Image.I
             cent.
 
     Returns:
-            RGB image, and the horizontal and vertical factor from coordinates to pixels.
+        RGB image, and the horizontal and vertical factor from coordinates to pixels.
 
     Raises:
         UnreadableImageError: for a missing or damaged image.
-            CutError: when the declared size has another aspect ratio than the image, rotated or not.
+        CutError: when the declared size has another aspect ratio than the image, rotated or not.
     """
     if not path.is_file():
         raise UnreadableImageError(

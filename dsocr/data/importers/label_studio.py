@@ -53,7 +53,7 @@ def parse_label_studio(path: Path, content: list[dict], bad: BadSamples) -> Iter
     Args:
         path: The export.
         content: Its parsed JSON.
-            bad: Counts tasks without an annotation.
+        bad: Counts tasks without an annotation.
     """
     for number, task in enumerate(content):
         where = f"{path}[{number}]"

@@ -104,11 +104,11 @@ def prepare_dataset(
     """Write a clean dataset folder; the source stays unchanged.
 
     Args:
-            source: See `parse_annotations` and `load_ocr_dataset`.
-            output_dir: Folder to write; it must not hold a dataset yet.
-            options: How to make samples.
-            bad: Refuses or counts bad samples; written to `skipped_samples.json`.
-            **columns: `image_column`, `text_column`, `encoding` of a table.
+        source: See `parse_annotations` and `load_ocr_dataset`.
+        output_dir: Folder to write; it must not hold a dataset yet.
+        options: How to make samples.
+        bad: Refuses or counts bad samples; written to `skipped_samples.json`.
+        **columns: `image_column`, `text_column`, `encoding` of a table.
 
     Returns:
         The number of samples.
@@ -116,7 +116,7 @@ def prepare_dataset(
     Raises:
         FileExistsError: when the folder holds a dataset already.
         FileNotFoundError: when there is no such source.
-            ValueError: when no sample of the source is usable.
+        ValueError: when no sample of the source is usable.
     """
     if options.level not in LEVELS:
         raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")

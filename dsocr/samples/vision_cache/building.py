@@ -38,8 +38,8 @@ class _Inventory:
     """The distinct images of some datasets.
 
     Attributes:
-        sources: By key, the row of the image. Rows, not images: a Hub dataset stores images as bytes, and holding all of
-            them would exhaust memory.
+        sources: By key, the row of the image. Rows, not images: a Hub dataset stores images as bytes, and holding all
+            of them could exhaust memory.
         known: By path, the identity of the file's content.
         sizes: By key, width and height in pixels.
     """

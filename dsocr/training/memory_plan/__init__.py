@@ -1,1 +1,1 @@
-"""How much memory a run will need, counted on a model of fake tensors before anything is loaded."""
+"""Plan a run's memory on a model of fake tensors, before anything is loaded."""

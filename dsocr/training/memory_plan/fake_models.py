@@ -1,4 +1,4 @@
-"""Models of fake tensors, which have shapes and no memory: bare, packed in 4 bit, with LoRA on them."""
+"""Build models of fake tensors, with shapes but without memory: bare, packed in 4 bit, with LoRA."""
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -24,7 +24,7 @@ class _ExpandedProduct(torch.autograd.Function):
 
 
 class _PackedLinear(nn.Linear):
-    """The memory of bitsandbytes' Linear4bit; the original cannot be made of fake tensors."""
+    """Takes the same memory as bitsandbytes' Linear4bit, which cannot be built from fake tensors."""
 
     def __init__(self, linear: nn.Linear):
         nn.Module.__init__(self)
@@ -32,7 +32,7 @@ class _PackedLinear(nn.Linear):
         self.compute_dtype = linear.weight.dtype
         blocks = linear.weight.numel() // 64
         self.weight = nn.Parameter(torch.empty(linear.weight.numel() // 2, dtype=torch.uint8), requires_grad=False)
-        # A byte per block, and four per 256 blocks.
+        # One byte per block, and four per 256 blocks.
         self.register_buffer("scales", torch.empty(blocks + blocks // 64, dtype=torch.uint8))
         self.bias = linear.bias
 
@@ -60,7 +60,7 @@ def _pack(model: nn.Module, settings: MemorySettings) -> None:
 def shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Module:
     import bitsandbytes.functional as bnb
 
-    # bitsandbytes keeps its code tables in a cache; they must be real.
+    # Quantise a real tensor first: bitsandbytes caches its code tables, and they must not be fake.
     bnb.quantize_4bit(torch.zeros(64, 64), compress_statistics=True)
     default = torch.get_default_dtype()
     torch.set_default_dtype(settings.dtype)
@@ -78,7 +78,7 @@ def shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Mod
 
 
 def materialize_fakes(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones on the CPU: they run the operations that real ones would run."""
+    """Replace meta tensors by fake ones on the CPU: fake tensors run the same operations as real ones."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)

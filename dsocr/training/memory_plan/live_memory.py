@@ -1,4 +1,4 @@
-"""Counting the bytes of live tensors, real or fake, exactly: what a step needs, whatever the allocator does."""
+"""Count the bytes of live tensors, real or fake: a step's exact need, independent of the allocator."""
 
 import weakref
 from collections.abc import Iterable
@@ -10,9 +10,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows every storage that operations create while it is active, until it is freed.
+    """Count every storage created while this mode is active, until it is freed.
 
-    Tensors on the meta device have no memory and do not count. Temporaries inside one operation are not seen. Works under `FakeTensorMode`, where nothing is allocated.
+    Tensors on the meta device have no memory and do not count; temporaries inside one operation are not seen. It works
+    under `FakeTensorMode`, which allocates nothing.
 
     Attributes:
         live: Bytes alive now.
@@ -29,7 +30,7 @@ class LiveMemory(TorchDispatchMode):
         self.live -= size
 
     def follow(self, tensors: Iterable[torch.Tensor]) -> int:
-        """Count tensors that exist already (weights, inputs); returns the bytes that were added."""
+        """Count tensors that already exist (weights, inputs); returns the added bytes."""
         before = self.live
         for tensor in tensors:
             if tensor.device.type == "meta":
@@ -44,7 +45,7 @@ class LiveMemory(TorchDispatchMode):
         return self.live - before
 
     def restart_peak(self) -> None:
-        """Begin a new phase."""
+        """Begin a new phase: forget the peak."""
         self.peak = self.live
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -1,8 +1,8 @@
-"""How much memory a run will need, before anything is loaded.
+"""Plan how much memory a run needs, before anything is loaded.
 
-The model is built from its real config out of fake tensors, which have shapes and no memory. One training step and one
-evaluation batch are run on them, and the bytes of the live tensors are counted (`LiveMemory`), so that checkpointing,
-frozen vision and expanded 4-bit weights need no formulas of their own.
+The model is built from its real config out of fake tensors, which have shapes and no memory. They run one training step
+and one evaluation batch, and `LiveMemory` counts their bytes, so checkpointing, frozen vision and unpacked 4-bit
+weights need no formulas of their own.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,29 +20,29 @@ from dsocr.training.memory_plan.settings import MemorySettings
 
 
 CARDS_GIB = (4, 6, 8, 12, 16, 24, 80)
-# What a CUDA context and the allocator's rounding take beside the tensors. An assumption: recipes/measure_memory.py
+# Memory for the CUDA context and the allocator's rounding, beside the tensors. An assumption: recipes/measure_memory.py
 # measures the true value on a card.
 RESERVED_BYTES = int(0.6 * 2**30)
 PROMPT_TOKENS = 6
-# bitsandbytes' 8-bit optimizers: two states of one byte, and a scale per 256 values.
+# bitsandbytes' 8-bit optimizers keep two states of one byte, and a scale per 256 values.
 _BYTES_PER_8BIT_PARAMETER = 2 + 2 * 4 / 256
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of a run. `weights_bytes` to `optimizer_bytes` stay; each phase's bytes come on top, one phase at a time.
+    """Bytes of a run. `weights_bytes` to `optimizer_bytes` stay allocated; one phase at a time comes on top.
 
     Attributes:
         weights_bytes: Base model.
         adapter_bytes: LoRA.
-        gradient_bytes: Gradients of what is trained.
+        gradient_bytes: Gradients of the trained parameters.
         optimizer_bytes: Optimizer states.
         vision_bytes: Peak of the vision side, on top of the first four.
         language_bytes: Peak of the language model's forward and backward, its saved activations included.
         logits_bytes: Peak of the loss over the vocabulary, saved activations included.
         update_bytes: Peak of the optimizer's step.
         evaluation_bytes: Peak of generating one batch, KV cache included.
-        peak_bytes: The four that stay, and the largest phase.
+        peak_bytes: The first four plus the largest phase.
         trainable_parameters: Number of trained parameters.
         image_tokens: Image tokens of the largest image.
     """
@@ -67,11 +67,11 @@ class MemoryPlan:
         return self.weights_bytes + self.adapter_bytes + self.gradient_bytes + self.optimizer_bytes + max(phases)
 
     def fits(self, card_gib: float) -> bool:
-        """Whether the run fits a card of so many GiB, the reserve for context and rounding included."""
+        """Whether the run fits a card of `card_gib` GiB, the reserve for context and rounding included."""
         return self.peak_bytes + RESERVED_BYTES <= card_gib * 2**30
 
     def to_dict(self) -> dict:
-        """All figures, and the cards that the run fits."""
+        """All figures, and the cards large enough for the run."""
         return {
             **asdict(self),
             "reserved_bytes": RESERVED_BYTES,
@@ -80,7 +80,7 @@ class MemoryPlan:
 
 
 def largest_image(geometry: ImageGeometry) -> tuple[int, int]:
-    """Width and height of an image that costs the most tokens of a mode: a column of as many tiles as there may be."""
+    """Width and height of the image with the most tokens in a mode: a column of the largest number of tiles."""
     if not geometry.tile_size:
         return geometry.base_size, geometry.base_size
     return geometry.tile_size, geometry.tile_size * geometry.max_tiles
@@ -101,7 +101,7 @@ def _pixels(geometry: ImageGeometry, batch_size: int, dtype: torch.dtype) -> dic
 
 
 def _see(model: nn.Module, geometry: ImageGeometry, batch_size: int) -> torch.Tensor:
-    """Vision features of a batch, `[batch, image tokens, hidden]`."""
+    """Compute vision features of a batch, `[batch, image tokens, hidden]`."""
     features = model.get_image_features(**_pixels(geometry, batch_size, model.dtype), return_dict=True).pooler_output
     return torch.stack(list(features))
 
@@ -110,7 +110,7 @@ def _embed(model: nn.Module, features: torch.Tensor, text_tokens: int) -> torch.
     ids = torch.empty(features.shape[0], text_tokens, dtype=torch.long)
     embedded = model.get_input_embeddings()(ids)
     together = torch.cat([features.to(embedded.dtype), embedded], dim=1)
-    # As `enable_input_require_grads` does for checkpointing.
+    # Require a gradient, as `enable_input_require_grads` does for checkpointing.
     return together if together.requires_grad else together.requires_grad_()
 
 
@@ -137,7 +137,7 @@ def _train_step(model, adapted, geometry, settings, memory, static) -> dict[str,
     phases = {}
     adapted.train()
     if settings.checkpointing:
-        # Fake tensors have no random state to keep.
+        # Don't preserve the random state: fake tensors have none.
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     memory.restart_peak()
     features = _see(model, geometry, settings.batch_size)
@@ -176,11 +176,11 @@ def _evaluate(model, adapted, geometry, settings, memory, static) -> int:
 
 
 def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: MemorySettings) -> MemoryPlan:
-    """Count what a run will need.
+    """Count the memory that a run needs.
 
     Args:
         config: Native config of the model.
-        geometry: Image geometry; the largest image of its mode is assumed, in every row.
+        geometry: Image geometry; every row is assumed to hold the largest image of its mode.
         settings: Everything else.
 
     Returns:
@@ -197,12 +197,12 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
         optimizer = _optimizer_bytes(trained, settings.optim)
         with LiveMemory() as memory:
             memory.follow([*adapted.parameters(), *adapted.buffers()])
-            # Gradients are there from the first micro-batch on.
+            # Allocate gradients now: they exist from the first micro-batch on.
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
             static = memory.live
             phases = _train_step(model, adapted, geometry, settings, memory, static)
-            # foreach optimizers hold a copy or two of the gradients while they update.
+            # foreach optimizers hold a copy or two of the gradients during the update.
             phases["update_bytes"] = gradients
             phases["evaluation_bytes"] = _evaluate(model, adapted, geometry, settings, memory, static)
     stays = weights + adapter + gradients + optimizer

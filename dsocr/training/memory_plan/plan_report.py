@@ -1,4 +1,4 @@
-"""The memory plan of a run, in words and as JSON: what it needs, which cards it fits, which flag frees most."""
+"""Report a run's memory plan as text or JSON: the need, the cards that fit, the flags that free most."""
 
 import json
 import logging
@@ -21,23 +21,23 @@ from dsocr.training.memory_plan.settings import MemorySettings, cheaper_settings
 logger = logging.getLogger(__name__)
 
 _SMALLER_MODES = {"gundam": "base", "large": "base", "base": "small", "small": "tiny"}
-# A plan may be off by this much, so only a run that is further over a card's memory is refused.
+# A plan may be wrong by this factor, so a run is refused only if it exceeds a card's memory by more.
 TOLERANCE = 1.15
 
 
 class NotEnoughMemoryError(ValueError):
-    """The GPU is too small for what was asked."""
+    """The GPU is too small for the run."""
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan and what could be changed.
+    """A memory plan, with possible savings.
 
     Attributes:
-        model: What was planned for.
+        model: Name of the model.
         image_mode: Its image mode.
         plan: The plan.
-        savings: Flags that would lower the peak, and by how many bytes, the largest first.
+        savings: Bytes that a flag would save at the peak, by flag, the largest first.
     """
 
     model: str
@@ -46,7 +46,7 @@ class PlanReport:
     savings: dict[str, int]
 
     def describe(self) -> list[str]:
-        """For a terminal."""
+        """The report, line by line, for a terminal."""
         plan = self.plan
         shown = [
             f"memory plan for {self.model}, image mode {self.image_mode} (up to {plan.image_tokens} image tokens an "
@@ -74,11 +74,11 @@ class PlanReport:
         return shown
 
     def render(self, form: str) -> str:
-        """The plan as `"text"` or `"json"`."""
+        """Format the plan as `"text"` or `"json"`."""
         return self.to_json() if form == "json" else "\n".join(self.describe())
 
     def to_json(self) -> str:
-        """All figures."""
+        """Format all figures as JSON."""
         fields = {"model": self.model, "image_mode": self.image_mode, **self.plan.to_dict(), "savings": self.savings}
         return json.dumps(fields, indent=2)
 
@@ -88,7 +88,7 @@ def _gb(size: int) -> str:
 
 
 def _resolve(name: str | None, revision: str | None, image_mode: str | None):
-    """Config, geometry arguments and mode of a model, offline for the released ones."""
+    """Find config, geometry arguments and mode of a model; works offline for the released ones."""
     if name is None:
         name = str(TINY_BASE)
     if name in RELEASED:
@@ -115,8 +115,8 @@ def plan_run(
         name: Hub id or local folder; `None` is the built-in tiny base. The released checkpoints' shapes are built in.
         settings: Everything but model and geometry.
         revision: Branch, tag or commit of a Hub id.
-        image_mode: Image mode; `None` takes the model's usual one.
-        with_savings: Also try the flags that could lower the peak, a few seconds each.
+        image_mode: Image mode; `None` takes the model's default.
+        with_savings: Also try the flags that could lower the peak; each takes a few seconds.
     """
     config, sizes, mode = _resolve(name, revision, image_mode)
     version = model_version(config)
@@ -140,14 +140,15 @@ def plan_run(
 
 
 def check_memory(report: PlanReport, card_bytes: int) -> None:
-    """Refuse a run that cannot fit.
+    """Refuse a run too large for the GPU.
 
     Args:
         report: The plan of the run.
         card_bytes: Memory of the GPU.
 
     Raises:
-        NotEnoughMemoryError: with the plan, when its peak is more than 15 % above the card's memory.
+        NotEnoughMemoryError: when the plan's peak is more than 15 % above the card's memory; the message shows the
+            plan.
     """
     if report.plan.peak_bytes > TOLERANCE * card_bytes:
         advice = "\n".join(report.describe())
@@ -155,7 +156,7 @@ def check_memory(report: PlanReport, card_bytes: int) -> None:
 
 
 def check_gpu(name: str, settings: MemorySettings, **options) -> None:
-    """`check_memory` of a run on this machine's GPU, before anything is loaded; nothing without a GPU.
+    """Call `check_memory` for this machine's GPU, before anything is loaded; do nothing without a GPU.
 
     Args:
         name: See `plan_run`.

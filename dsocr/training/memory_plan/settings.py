@@ -1,4 +1,4 @@
-"""What decides a run's memory, besides the model and the image geometry."""
+"""Settings that decide a run's memory, besides model and image geometry."""
 
 from dataclasses import dataclass, replace
 
@@ -7,22 +7,22 @@ import torch
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What decides a run's memory, besides model and geometry.
+    """Settings that decide a run's memory, besides model and geometry.
 
     Attributes:
-        dtype: Type of the weights that are not quantised.
+        dtype: Dtype of unquantised weights.
         load_in_4bit: Whether linear layers and routed experts are packed.
         quantize_vision: Whether the vision side is packed too.
-        quantize_experts: `False`: bitsandbytes as it is, which leaves the routed experts in 16 bit.
+        quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
         target_modules: LoRA's target modules; `None` trains nothing.
         target_parameters: LoRA's target parameters (routed experts).
         lora_r: LoRA's rank.
-        batch_size: Training batch.
-        eval_batch_size: Batch that evaluation generates with.
-        answer_tokens: Longest answer, trained on or generated.
+        batch_size: Training batch size.
+        eval_batch_size: Batch size for generation in evaluation.
+        answer_tokens: Longest answer in tokens, in training and generation.
         checkpointing: Activation checkpointing.
-        optim: Name of the optimizer, as TrainingArguments has it.
-        compact_head: The loss is computed at answer positions alone (TRL with Triton, on a GPU).
+        optim: Name of the optimizer, as in TrainingArguments.
+        compact_head: Compute the loss at answer positions only (TRL with Triton, on a GPU).
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -41,7 +41,7 @@ class MemorySettings:
 
 
 def cheaper_settings(settings: MemorySettings) -> dict[str, MemorySettings]:
-    """The flags that could save memory, each as settings with only that flag changed."""
+    """Build settings with one memory-saving flag changed each, by flag."""
     options = {}
     if not settings.load_in_4bit:
         options["--load_in_4bit"] = replace(settings, load_in_4bit=True)
