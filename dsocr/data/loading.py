@@ -1,6 +1,6 @@
 """Load rows of `image` and `text` from any source: a metadata file, a folder or a Hub dataset.
 
-Three steps, each done once: parse the table (`_load_table`), choose the rows of a split (`_rows_of`), and measure the
+Three steps, each done once: parse the table (`parse_table`), choose the rows of a split (`Source.rows`), and measure the
 remaining rows (`keep_usable`).
 """
 
@@ -147,10 +147,10 @@ def parse_local_rows(
         encoding: See `load_ocr_dataset`.
 
     Yields:
-            `(where, {"image", "text", "page", "writer", "split"})`, the last three if known.
+        `(where, {"image", "text", "page", "writer", "split"})`, the last three if known.
 
     Raises:
-            FileNotFoundError: no such file or folder, or no metadata file in it.
+        FileNotFoundError: no such file or folder, or no metadata file in it.
         ValueError: for a Hub id or a folder of Parquet files.
     """
     located = _locate(str(source))
@@ -331,29 +331,30 @@ def load_ocr_dataset(
     """Load transcribed images.
 
     Args:
-            source: A `.jsonl`, `.csv` or `.tsv` file; a folder with one (also the imagefolder layout, with `train/` and
-                `test/` inside); a folder of Parquet files; or a Hub dataset id. Image paths are relative to the
-                metadata file and must stay inside its folder.
-            split: `"train"` or `"test"`: the sub-folder, the rows with that `split` value, or the Hub's split. `None`
-                takes every row (`train` of a Hub dataset).
-            config: Configuration name of a Hub dataset.
-            revision: Revision of a Hub dataset.
-            image_column: Column of the images when it has an unusual name.
-            text_column: Column of the texts when it has an unusual name.
-            on_bad_sample: `"raise"`, or `"skip"` to count and leave out.
-            bad_samples: Collects the skipped samples over several calls; made from `on_bad_sample` when absent.
-            measure: Measures each row and raises for an unusable one. `dsocr.samples.lengths.SampleMeter` also counts
-                tokens, and refuses texts and lengths outside the model's limits.
-            max_samples: Stop after this many usable rows.
-            encoding: Encoding of the metadata file, see `parse_table`.
-            progress: Show a progress bar when loading takes more than a second.
-    Returns:
-            Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped), if known `page`, `writer` and
-            `split`, and the measured ones (`width`, `height`, ...). Images stay closed until a worker needs them.
+        source: A `.jsonl`, `.csv` or `.tsv` file; a folder with one (also the imagefolder layout, with `train/` and
+            `test/` inside); a folder of Parquet files; or a Hub dataset id. Image paths are relative to the
+            metadata file and must stay inside its folder.
+        split: `"train"` or `"test"`: the sub-folder, the rows with that `split` value, or the Hub's split. `None`
+            takes every row (`train` of a Hub dataset).
+        config: Configuration name of a Hub dataset.
+        revision: Revision of a Hub dataset.
+        image_column: Column of the images when it has an unusual name.
+        text_column: Column of the texts when it has an unusual name.
+        on_bad_sample: `"raise"`, or `"skip"` to count and leave out.
+        bad_samples: Collects the skipped samples over several calls; made from `on_bad_sample` when absent.
+        measure: Measures each row and raises for an unusable one. `dsocr.samples.lengths.SampleMeter` also counts
+            tokens, and refuses texts and lengths outside the model's limits.
+        max_samples: Stop after this many usable rows.
+        encoding: Encoding of the metadata file, see `parse_table`.
+        progress: Show a progress bar when loading takes more than a second.
 
-        Raises:
-            FileNotFoundError: no such file or folder, or no metadata file in it.
-            ValueError: unknown columns, or no usable row.
+    Returns:
+        Columns `image` (a path, or `{"bytes", "path"}`), `text` (NFC, stripped), if known `page`, `writer` and
+        `split`, and the measured ones (`width`, `height`, ...). Images stay closed until a worker needs them.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or no metadata file in it.
+        ValueError: unknown columns, or no usable row.
         BadSampleError: a bad sample, with file and row.
     """
     found = Source(

@@ -40,7 +40,7 @@ def _line(annotation: dict, where: str) -> AnnotatedLine:
 
 
 def parse_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    """Yield the images of a COCO file, lines from top to bottom in the order of their annotations.
+    """Yield the images of a COCO file, their lines in the order of the annotations.
 
     Args:
         path: The file.
