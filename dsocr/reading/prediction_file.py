@@ -38,7 +38,7 @@ class PredictionFile:
     def _read(self, settings: dict[str, Any]) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").splitlines()
+        lines = whole.decode("utf-8").split("\n")[:-1]
         try:
             entries = [json.loads(line) for line in lines]
         except json.JSONDecodeError as error:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from lxml import etree
 
+from dsocr.common.errors import UnusableSampleError
 from dsocr.data.checking import BadSamples
-from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
-from dsocr.data.importers.xml_files import children, descendants, local_name, parse_points
+from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image, parse_entries
+from dsocr.data.importers.xml_files import children, descendants, local_name, parse_points, whole_text
 
 
 _HYPHEN = "HYP"
@@ -47,18 +48,21 @@ def parse_alto(path: Path, root: etree._Element, bad: BadSamples) -> Iterator[An
         root: Its root element.
         bad: Counts pages without an image.
     """
-    names = [element.text.strip() for element in descendants(root, "fileName") if element.text and element.text.strip()]
+    names = [name for element in descendants(root, "fileName") if (name := whole_text(element).strip())]
     pages = descendants(root, "Page")
-    for number, page in enumerate(pages):
+
+    def parse(where: str, entry: tuple[int, etree._Element]) -> AnnotatedImage:
+        number, page = entry
+        if len(pages) > 1 and len(names) < len(pages):
+            raise UnusableSampleError(f"{len(pages)} pages and {len(names)} image names (fileName)", "no_image_name")
         # A file that names no image belongs to the image with the file's own name.
         name = names[number] if number < len(names) else names[0] if names else f"{path.stem}.png"
-        if len(pages) > 1 and len(names) < len(pages):
-            bad.add("no_image_name", str(path), f"{len(pages)} pages and {len(names)} image names (fileName)")
-            continue
         try:
             size = (float(page.get("WIDTH", "")), float(page.get("HEIGHT", "")))
         except ValueError:
             size = None
         lines = tuple(_line(line, path) for line in descendants(page, "TextLine"))
         suffix = f"_{number + 1}" if len(pages) > 1 else ""
-        yield AnnotatedImage(find_image(path.parent, name), str(path), f"{path.stem}{suffix}", size, lines)
+        return AnnotatedImage(*find_image(path.parent, name), where, f"{path.stem}{suffix}", size, lines)
+
+    return parse_entries(((str(path), entry) for entry in enumerate(pages)), parse, bad)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.data.checking import BadSamples
-from dsocr.data.importers.annotations import AnnotatedImage, AnnotatedLine, find_image
+from dsocr.data.importers.annotations import MALFORMED, AnnotatedImage, AnnotatedLine, find_image, parse_entries
 
 
 _TEXT_KEYS = ("translation", "transcription", "text", "utf8_string", "caption", "label")
@@ -14,7 +14,7 @@ _TEXT_KEYS = ("translation", "transcription", "text", "utf8_string", "caption", 
 
 def is_coco(content: Any) -> bool:
     """Whether parsed JSON has COCO's two tables."""
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+    return isinstance(content, dict) and all(isinstance(content.get(name), list) for name in ("images", "annotations"))
 
 
 def _text(annotation: dict) -> str:
@@ -45,17 +45,30 @@ def parse_coco(path: Path, content: dict, bad: BadSamples) -> Iterator[Annotated
     Args:
         path: The file.
         content: Its parsed JSON.
-        bad: Counts annotations of unlisted images.
+        bad: Counts annotations of unlisted images, and malformed entries.
     """
-    by_image: dict[Any, list[dict]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        by_image[annotation.get("image_id")].append(annotation)
-    for image in content["images"]:
-        where = f"{path}#image {image.get('id')}"
-        lines = tuple(_line(annotation, where) for annotation in by_image.pop(image.get("id"), []))
+    by_image: dict[Any, list[AnnotatedLine]] = defaultdict(list)
+    for number, annotation in enumerate(content["annotations"]):
+        try:
+            by_image[annotation["image_id"]].append(_line(annotation, str(path)))
+            continue
+        except MALFORMED as error:
+            message = f"the annotation is malformed ({type(error).__name__}: {error})"
+        bad.add("malformed", f"{path}#annotations[{number}]", message)
+
+    def parse(where: str, image: dict) -> AnnotatedImage:
+        lines = tuple(by_image.pop(image["id"], []))
         size = (float(image["width"]), float(image["height"])) if image.get("width") and image.get("height") else None
-        name = str(image.get("file_name", ""))
-        yield AnnotatedImage(find_image(path.parent, name), where, Path(name).stem, size, lines)
+        name = image["file_name"]
+        return AnnotatedImage(*find_image(path.parent, name), where, Path(name).stem, size, lines)
+
+    def name_image(number: int, image: Any) -> str:
+        return (
+            f"{path}#image {image['id']}" if isinstance(image, dict) and "id" in image else f"{path}#images[{number}]"
+        )
+
+    named = ((name_image(number, image), image) for number, image in enumerate(content["images"]))
+    yield from parse_entries(named, parse, bad)
     for identity, annotations in by_image.items():
         bad.add(
             "no_image_name", str(path), f"{len(annotations)} annotations of image {identity!r}, which is not listed"

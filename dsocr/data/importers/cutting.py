@@ -1,5 +1,6 @@
 """Cut a transcribed line out of its page."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def open_page(path: Path, declared: tuple[float, float] | None) -> tuple[Image.I
     image = open_image(path)
     if declared is None:
         return image, (1.0, 1.0)
-    if min(declared) <= 0:
+    if not all(0 < side < math.inf for side in declared):
         raise CutError(f"{path}: declared size {declared[0]:g}x{declared[1]:g}.", "bad_page_size")
     if declared != (100.0, 100.0) and not _fits(image.size, declared):
         with Image.open(path) as stored:
@@ -73,7 +74,25 @@ def _outline(line: AnnotatedLine, scale: tuple[float, float]) -> list[Point]:
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     else:
         raise CutError(f"{line.name}: neither a polygon nor a box.", "no_coordinates")
+    if not all(math.isfinite(number) for point in points for number in point):
+        raise CutError(f"{line.name}: its coordinates are no numbers.", "no_coordinates")
     return [(x * scale[0], y * scale[1]) for x, y in points]
+
+
+def _turn_upright(page: Image.Image, corners: list[Point], margin: float) -> Image.Image:
+    """Cut a rotated rectangle; `corners` go clockwise from the start of the writing."""
+    start, end, _, below = (np.array(corner) for corner in corners)
+    width, height = np.linalg.norm(end - start), np.linalg.norm(below - start)
+    if min(width, height) < MIN_SIDE:
+        raise CutError(f"{width:.0f}x{height:.0f} pixels; no line is that small.", "too_small")
+    extra = margin * height
+    across, down = (end - start) / width * extra, (below - start) / height * extra
+    top_left, bottom_left = start - across - down, below - across + down
+    top_right, bottom_right = end + across - down, end + (below - start) + across + down
+    quadrangle = np.concatenate([top_left, bottom_left, bottom_right, top_right])
+    size = (round(width + 2 * extra), round(height + 2 * extra))
+    paper = paper_colour(np.asarray(page).reshape(-1, 3)[:: max(1, page.width * page.height // 100_000)])
+    return page.transform(size, Image.Transform.QUAD, quadrangle.tolist(), Image.Resampling.BICUBIC, fillcolor=paper)
 
 
 def paper_colour(pixels: np.ndarray) -> tuple[int, int, int]:
@@ -86,6 +105,8 @@ def paper_colour(pixels: np.ndarray) -> tuple[int, int, int]:
 
 def cut_line(page: Image.Image, line: AnnotatedLine, scale: tuple[float, float], *, margin: float = 0.0) -> Image.Image:
     """Cut one line, and paint the area outside its polygon in the paper's colour to hide neighbouring lines.
+
+    A rotated rectangle is turned upright.
 
     Args:
         page: RGB image of the page.
@@ -112,6 +133,8 @@ def cut_line(page: Image.Image, line: AnnotatedLine, scale: tuple[float, float],
             f"{page.width}x{page.height} pixels.",
             "outside_page",
         )
+    if not line.upright:
+        return _turn_upright(page, points, margin)
     extra = margin * (bottom - top)
     box = (
         max(0, int(left - extra)),

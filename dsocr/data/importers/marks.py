@@ -11,7 +11,7 @@ _EMPTY = re.compile(rf"[\[\(<{{⟨]\s*(?:{_WORDS}|!)\s*/?\s*[\]\)>}}⟩]", re.IG
 _LABELLED = re.compile(rf"[\[⟨]\s*(?:{_WORDS})\s*:\s*([^\]⟩]*)[\]⟩]", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:unclear|gap|sic|corr|add|del|supplied|abbr|ex|hi|choice|orig|reg)\b[^<>]*/?>", re.IGNORECASE)
 # Line-end hyphens required by transcription guidelines; a plain hyphen is on the paper.
-_HYPHENS = re.compile(r"[¬⸗]\s*$")
+_HYPHENS = re.compile(r"[¬⸗][^\S\n]*$", re.MULTILINE)
 _DOUBTFUL = re.compile(r"(?<=\w)\s?\[\?\]")
 
 
@@ -52,4 +52,5 @@ def apply_policy(text: str, policy: str) -> str | None:
     text = _DOUBTFUL.sub("", text)
     for pattern, replacement in ((_LABELLED, r"\1"), (_EMPTY, ""), (_TAG, ""), (_HYPHENS, "")):
         text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    # A page has one line of text per line.
+    return "\n".join(" ".join(line.split()) for line in text.split("\n"))

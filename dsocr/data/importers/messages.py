@@ -1,11 +1,12 @@
 """Chat data with images: `messages` (the assistant's first answer is the text) and `images`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dsocr.common.errors import UnusableSampleError
 from dsocr.data.checking import BadSamples
-from dsocr.data.importers.annotations import AnnotatedImage, find_image
+from dsocr.data.importers.annotations import AnnotatedImage, find_image, parse_entries
 
 
 def is_messages(row: Any) -> bool:
@@ -17,7 +18,9 @@ def _content(message: dict) -> str:
     content = message.get("content", message.get("value", ""))
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
-    return str(content)
+    if not isinstance(content, str):
+        raise UnusableSampleError(f"the answer is {content!r:.80}, expected a text", "not_text")
+    return content
 
 
 def _images(row: dict, messages: list[dict]) -> list[str]:
@@ -29,23 +32,26 @@ def _images(row: dict, messages: list[dict]) -> list[str]:
     return [name.get("path", "") if isinstance(name, dict) else str(name) for name in names if name]
 
 
-def parse_messages(path: Path, rows: Iterator[tuple[int, dict]], bad: BadSamples) -> Iterator[AnnotatedImage]:
+def parse_messages(path: Path, rows: Iterable[tuple[int, dict]], bad: BadSamples) -> Iterator[AnnotatedImage]:
     """Yield the rows that have one image each.
 
     Args:
         path: The file.
         rows: Row numbers and rows.
-        bad: Counts rows without an answer, and rows with no image or several.
+        bad: Counts rows without an answer, rows with no image or several, and malformed ones.
     """
-    for number, row in rows:
-        where = f"{path}:{number}"
+
+    def parse(where: str, row: dict) -> AnnotatedImage:
         messages = row.get("messages") or row.get("conversations") or []
         answers = [m for m in messages if m.get("role", m.get("from")) in ("assistant", "gpt", "model")]
-        images = _images(row, messages)
+        names = _images(row, messages)
         if not answers:
-            bad.add("no_answer", where, "no message of the assistant in this row")
-        elif len(set(images)) != 1:
-            bad.add("not_one_image", where, f"{len(set(images))} images in this row; exactly one can be used")
-        else:
-            image = find_image(path.parent, images[0])
-            yield AnnotatedImage(image, where, str(row.get("page", image.stem)), text=_content(answers[0]).strip())
+            raise UnusableSampleError("no message of the assistant in this row", "no_answer")
+        if len(set(names)) != 1:
+            message = f"{len(set(names))} images in this row; exactly one can be used"
+            raise UnusableSampleError(message, "not_one_image")
+        image, expected = find_image(path.parent, names[0])
+        page = str(row.get("page", image.stem))
+        return AnnotatedImage(image, expected, where, page, text=_content(answers[0]).strip())
+
+    return parse_entries(((f"{path}:{number}", row) for number, row in rows), parse, bad)

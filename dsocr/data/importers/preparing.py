@@ -64,6 +64,9 @@ def _lines_of(annotated: AnnotatedImage, options: PrepareOptions, bad: BadSample
         text = _clean(line.text, line.name, options, bad)
         if text is None:
             continue
+        if "\n" in text:
+            bad.add("several_lines", line.name, f"one outline for several lines of text: {text[:80]!r}")
+            continue
         try:
             yield _Sample(cut_line(page, line, scale, margin=options.margin), text, annotated.page, annotated.split)
         except CutError as error:
@@ -114,9 +117,8 @@ def prepare_dataset(
         The number of samples.
 
     Raises:
-        FileExistsError: when the folder holds a dataset already.
         FileNotFoundError: when there is no such source.
-        ValueError: when no sample of the source is usable.
+        ValueError: when the folder holds a dataset already, or no sample of the source is usable.
     """
     if options.level not in LEVELS:
         raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from dsocr.common.files import load_json
 from dsocr.data.checking import BadSamples
 from dsocr.data.importers.alto import parse_alto
-from dsocr.data.importers.annotations import AnnotatedImage
+from dsocr.data.importers.annotations import AnnotatedImage, settle_images
 from dsocr.data.importers.coco import is_coco, parse_coco
 from dsocr.data.importers.label_studio import is_label_studio, parse_label_studio
 from dsocr.data.importers.messages import is_messages, parse_messages
@@ -42,7 +42,7 @@ def _parse_json(path: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
         return parse_coco(path, content, bad)
     if is_label_studio(content):
         return parse_label_studio(path, content, bad)
-    if isinstance(content, list) and content and all(is_messages(row) for row in content):
+    if isinstance(content, list) and any(is_messages(row) for row in content):
         return parse_messages(path, enumerate(content), bad)
     raise ValueError(
         f"{path}: JSON of an unknown kind; known are Label Studio's export, COCO, and a list of `messages` with `images`."
@@ -56,20 +56,7 @@ def _has_messages(path: Path) -> bool:
     return is_messages(first)
 
 
-def parse_annotations(source: str | Path, bad: BadSamples) -> Iterator[AnnotatedImage] | None:
-    """Parse the annotated images of a source; plain tables of images and texts are left to `load_ocr_dataset`.
-
-    Args:
-        source: A PAGE, ALTO, Label Studio, COCO or chat file, or a folder of such files or of `.gt.txt` pairs.
-        bad: Refuses or counts unusable entries.
-
-    Returns:
-        Images lazily; `None` for a source of `load_ocr_dataset`: a table, an imagefolder, a Hub id.
-
-    Raises:
-        ValueError: for a JSON file of an unknown kind.
-    """
-    path = Path(source)
+def _parse(path: Path, bad: BadSamples) -> Iterator[AnnotatedImage] | None:
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix == ".xml":
@@ -91,3 +78,20 @@ def parse_annotations(source: str | Path, bad: BadSamples) -> Iterator[Annotated
     if len(json_files) == 1 and not tables:
         return _parse_json(json_files[0], bad)
     return None
+
+
+def parse_annotations(source: str | Path, bad: BadSamples) -> Iterator[AnnotatedImage] | None:
+    """Parse the annotated images of a source; plain tables of images and texts are left to `load_ocr_dataset`.
+
+    Args:
+        source: A PAGE, ALTO, Label Studio, COCO or chat file, or a folder of such files or of `.gt.txt` pairs.
+        bad: Refuses or counts unusable entries.
+
+    Returns:
+        Images lazily; `None` for a source of `load_ocr_dataset`: a table, an imagefolder, a Hub id.
+
+    Raises:
+        ValueError: for a JSON file of an unknown kind.
+    """
+    images = _parse(Path(source), bad)
+    return None if images is None else settle_images(images, bad)

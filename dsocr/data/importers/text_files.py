@@ -24,10 +24,10 @@ def parse_text_files(folder: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
             bad.add("not_utf8", str(path), f"not UTF-8 ({error})")
             continue
         stem = path.name.removesuffix(SUFFIX)
-        image = find_image(path.parent, f"{stem}.png")
+        image, expected = find_image(path.parent, f"{stem}.png")
         # Binarised copies of an image are named line.bin.png and line.nrm.png.
         for variant in (f"{stem}.bin.png", f"{stem}.nrm.png"):
             if not image.is_file() and (path.parent / variant).is_file():
-                image = path.parent / variant
+                image = expected = path.parent / variant
         page = path.parent.name if path.parent != folder else stem.rpartition("_")[0] or stem
-        yield AnnotatedImage(image, str(path), page, text=text)
+        yield AnnotatedImage(image, expected, str(path), page, text=text)

@@ -1,5 +1,6 @@
 """Parse XML from unknown sources safely: no document types, no entities, no network."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def descendants(element: etree._Element, name: str) -> list[etree._Element]:
     return [child for child in element.iter() if local_name(child) == name]
 
 
+def whole_text(element: etree._Element) -> str:
+    """Text of an element and its children; comments between the words are left out."""
+    return str(element.xpath("string()"))
+
+
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:
     """Parse `"1,2 3,4"` (PAGE) or `"1 2 3 4"` (ALTO) into points; empty for fewer than three points or for non-numbers.
 
@@ -63,4 +69,4 @@ def parse_points(text: str) -> tuple[tuple[float, float], ...]:
     except ValueError:
         return ()
     points = tuple(zip(numbers[::2], numbers[1::2], strict=False))
-    return points if len(points) >= 3 and len(numbers) % 2 == 0 else ()
+    return points if len(points) >= 3 and len(numbers) % 2 == 0 and all(map(math.isfinite, numbers)) else ()
