@@ -9,7 +9,7 @@ A real run, with lines such as {"image": "images/1.png", "text": "Dear sir"} in 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/sft_lora.py \\
         --model_name_or_path deepseek-ai/DeepSeek-OCR --dataset_name my_lines/ --output_dir outputs/my_adapter
 
-or with a file of flags: --config recipes/configs/v1_lora.yaml. --resume_from_checkpoint continues a stopped run. --plan
+or with a file of flags: --config recipes/configs/lora_16gb.yaml. --resume_from_checkpoint continues a stopped run. --plan
 prints how much memory a run needs, without loading anything. recipes/qlora.py is this recipe on a 4-bit base.
 """
 
@@ -46,7 +46,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 def main(args: ParsedArguments) -> None:
     output_dir = args.training.output_dir
     stage = start_run(output_dir, is_main=args.is_main)
-    resume = resolve_resume(args.training.resume_from_checkpoint, output_dir)
+    resume = resolve_resume(args.training.resume_from_checkpoint, output_dir, replace=args.is_demo)
     name, source = name_model_and_data(args)
 
     ################
@@ -69,7 +69,7 @@ def main(args: ParsedArguments) -> None:
     ################
     with stage("LoRA"):
         interrupt = InterruptCallback()
-        trainer = build_trainer(args, model, processor, sets, identity, callbacks=[interrupt])
+        trainer = build_trainer(args, model, processor, sets, identity, callbacks=[interrupt], resume=resume)
     with stage("preflight"):
         # The built-in model may meet unfamiliar writing, so a first loss above chance is no error for it.
         trainer.preflight(strict=args.model.model_name_or_path is not None)

@@ -30,7 +30,7 @@ def main(arguments: TranscribeArguments) -> int:
     review = ReviewWriter(arguments.review) if arguments.review else None
     reader = load_reader_of(arguments)
     writer = open_writer(arguments.format, arguments.output, with_names=len(files) > 1)
-    pages, lines, problems = 0, 0, 0
+    pages, lines, problems, complete = 0, 0, 0, False
     try:
         inputs = open_pages(files, dpi=arguments.dpi)
         for page in transcribe_pages(reader, inputs, reading_options(arguments), detect=detect):
@@ -41,9 +41,10 @@ def main(arguments: TranscribeArguments) -> int:
             writer.write(page)
             if review:
                 review.add(page)
+        complete = True
     finally:
-        # Also after Ctrl-C: keep the pages already read.
-        writer.close()
+        # Also after Ctrl-C: keep the pages already read, in a file named .part.
+        writer.close(complete=complete)
         if review:
             logger.info("to be corrected: %s", ", ".join(map(str, review.close())))
     logger.info("%d lines of %d images read, %d images with problems", lines, pages, problems)

@@ -113,8 +113,13 @@ def build_trainer(
     identity: AdapterIdentity,
     *,
     callbacks: list[TrainerCallback],
+    resume: str | None = None,
 ) -> OcrTrainer:
-    """Build the trainer, with LoRA on the model unless `--use_peft false`."""
+    """Build the trainer, with LoRA on the model unless `--use_peft false`.
+
+    Raises:
+        ValueError: when the checkpoint `resume` belongs to a run with other settings.
+    """
     peft_config = get_peft_config(args.model)
     if peft_config is not None:
         peft_config.revision = identity.revision
@@ -140,6 +145,8 @@ def build_trainer(
         reading=reading_options(args),
         identity=identity,
     )
+    if resume is not None:
+        trainer.check_resume(resume)
     if peft_config is not None and args.is_main:
         trainer.model.print_trainable_parameters()
     return trainer

@@ -56,6 +56,8 @@ class MergeArguments:
     def __post_init__(self):
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+        if self.push_to_hub and self.adapter_only:
+            raise ValueError("--push_to_hub uploads a merged model; leave --adapter_only out, or upload by hand.")
 
 
 @dataclass

@@ -87,6 +87,11 @@ class ParsedArguments(NamedTuple):
         """Whether this process is rank 0."""
         return self.training.process_index == 0
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether this is the built-in demonstration: neither a model nor a dataset is named."""
+        return self.model.model_name_or_path is None and self.script.dataset_name is None
+
 
 def recipe_defaults(*, planning: bool = False) -> dict:
     """Default arguments of the recipes on this machine.

@@ -63,10 +63,12 @@ def adapter_fingerprint(folder: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_adapter_card(folder: str | Path, model: nn.Module, identity: AdapterIdentity | None = None) -> Path:
+def save_adapter_card(
+    folder: str | Path, model: nn.Module, identity: AdapterIdentity | None = None, **further: Any
+) -> Path:
     """Write `dsocr_adapter.json` beside an adapter: fingerprint, name and revision of its base, image mode and prompt,
-    so nobody has to guess them when loading."""
-    card = {"base_fingerprint": base_fingerprint(model), **(identity.to_dict() if identity else {})}
+    so nobody has to guess them when loading; `further` entries are added."""
+    card = {"base_fingerprint": base_fingerprint(model), **(identity.to_dict() if identity else {}), **further}
     return write_json(Path(folder) / ADAPTER_CARD_NAME, card)
 
 

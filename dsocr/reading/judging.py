@@ -1,6 +1,5 @@
 """Judge readers (base, adapter, a classical engine) on one dataset; resumable, with groups and confusions."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from tqdm.auto import tqdm
 from dsocr.common.files import write_json
 from dsocr.common.run_files import EVALUATION_NAME
 from dsocr.data.checking import BadSamples
-from dsocr.data.image_files import image_name, open_image
+from dsocr.data.fingerprints import fingerprint_dataset
+from dsocr.data.image_files import open_image
 from dsocr.data.loading import Source
 from dsocr.data.texts import name_script
 from dsocr.models.adapters import base_fingerprint
@@ -63,14 +63,6 @@ def load_transcribed(
         return found.load(split, max_samples=max_samples), split
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{error} {_WITHOUT_TEXTS}") from error
-
-
-def fingerprint_dataset(dataset: Dataset) -> str:
-    """SHA-256 over texts and image names, so that predictions for another dataset are never reused."""
-    digest = hashlib.sha256()
-    for image, text in zip(dataset["image"], dataset["text"], strict=True):
-        digest.update(f"{image_name(image)}\0{text}\0".encode())
-    return digest.hexdigest()
 
 
 def _note_resumed(file: PredictionFile, total: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Write transcriptions as plain text, JSON lines or ALTO, each page as soon as it is read."""
 
 import json
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -14,30 +15,41 @@ FORMATS = ("text", "jsonl", "alto")
 ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 
+# Characters that XML does not allow, in text and in names.
+_NO_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
 class TranscriptWriter(Protocol):
-    """Writes pages one by one."""
+    """Writes pages one by one; an incomplete result keeps the name `.part`."""
 
     def write(self, page: TranscribedPage) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, complete: bool) -> None: ...
 
 
 class _StreamWriter:
     def __init__(self, output: str | None):
-        self._path = output
-        if output:
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
-        # Keep the file open for the whole run; `close` closes it.
-        self._stream: TextIO = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
+        self._path = Path(output) if output else None
+        self._stream: TextIO = sys.stdout
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Keep the file open for the whole run; `close` closes it. An earlier result stays until this one is whole.
+            self._stream = _partial(self._path).open("w", encoding="utf-8")
 
     def _put(self, text: str) -> None:
         self._stream.write(text)
         # Flush: finished pages must survive a stopped run.
         self._stream.flush()
 
-    def close(self) -> None:
+    def close(self, *, complete: bool) -> None:
         if self._path:
             self._stream.close()
+            if complete:
+                os.replace(_partial(self._path), self._path)
 
 
 class TextWriter(_StreamWriter):
@@ -67,7 +79,7 @@ def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
     description = ElementTree.SubElement(root, "Description")
     ElementTree.SubElement(description, "MeasurementUnit").text = "pixel"
     source = ElementTree.SubElement(description, "sourceImageInformation")
-    ElementTree.SubElement(source, "fileName").text = page.name
+    ElementTree.SubElement(source, "fileName").text = _NO_XML.sub("", page.name)
     width, height = page.size
     size = {"WIDTH": str(width), "HEIGHT": str(height)}
     layout = ElementTree.SubElement(root, "Layout")
@@ -78,8 +90,7 @@ def build_alto(page: TranscribedPage) -> ElementTree.ElementTree:
         left, top, right, bottom = line.box
         place = {"HPOS": str(left), "VPOS": str(top), "WIDTH": str(right - left), "HEIGHT": str(bottom - top)}
         parent = ElementTree.SubElement(block, "TextLine", {"ID": f"line_{number}", **place})
-        # XML allows no control characters.
-        text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", line.text)
+        text = _NO_XML.sub("", line.text)
         for word_number, word in enumerate(text.split()):
             if word_number:
                 ElementTree.SubElement(parent, "SP")
@@ -106,9 +117,11 @@ class AltoWriter:
             number += 1
             name = f"{stem}_{number}"
         self._taken.add(name)
-        build_alto(page).write(self._folder / f"{name}.xml", encoding="utf-8", xml_declaration=True)
+        path = self._folder / f"{name}.xml"
+        build_alto(page).write(_partial(path), encoding="utf-8", xml_declaration=True)
+        os.replace(_partial(path), path)
 
-    def close(self) -> None:
+    def close(self, *, complete: bool) -> None:
         pass
 
 

@@ -105,7 +105,8 @@ def verify_checkpoint(
     base, adapter = name, None
     if (Path(name) / "adapter_config.json").is_file():
         adapter = name
-        base, revision = find_base(name)
+        base, saved = find_base(name)
+        revision = revision or saved
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(base, revision=revision, dtype=dtype).to(device)

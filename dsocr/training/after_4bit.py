@@ -47,9 +47,15 @@ def evaluate_on_full_precision(
         device_map = {"": torch.cuda.current_device()}
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0]
-        needed = plan_run(name, MemorySettings(dtype=parse_dtype(dtype)), revision=revision, with_savings=False).plan
-        if needed.peak_bytes > free:
-            reason = f"the {dtype} base needs {needed.peak_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        settings = MemorySettings(
+            dtype=parse_dtype(dtype), eval_batch_size=options.batch_size, answer_tokens=options.max_new_tokens
+        )
+        place = {"revision": revision, "image_mode": processor.image_mode}
+        plan = plan_run(name, settings, **place, with_savings=False).plan
+        # The model only reads: no gradients, no optimizer.
+        needed = plan.weights_bytes + max(plan.vision_bytes, plan.evaluation_bytes)
+        if needed > free:
+            reason = f"the {dtype} base needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
             logger.warning("the adapter is not measured on the full-precision base: %s", reason)
             return reason
     model = load_model(name, revision=revision, dtype=dtype, device_map=device_map)

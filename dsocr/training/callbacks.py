@@ -1,8 +1,9 @@
-"""Trainer callbacks: progress and log lines, Ctrl-C, epochs, and moving the vision tower."""
+"""Trainer callbacks: progress and log lines, Ctrl-C and SIGTERM, epochs, and moving the vision tower."""
 
 import logging
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from dsocr.samples.collator import OcrCollator
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS = 5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class OcrProgressCallback(ProgressCallback):
@@ -80,24 +82,27 @@ class EpochCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """On Ctrl-C finish the step, save a checkpoint and stop; on a second Ctrl-C stop at once.
+    """On Ctrl-C or SIGTERM finish the step, save a checkpoint and stop; on a second signal stop at once.
+
+    Schedulers such as SLURM send SIGTERM some time before they end a job.
 
     Attributes:
-        interrupted: Whether Ctrl-C was pressed.
+        interrupted: Whether a signal came.
     """
 
     def __init__(self):
         self.interrupted = False
-        self._previous = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def _handle(self, signum, frame):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        logger.warning("Ctrl-C: saving a checkpoint after this step; press it again to stop at once")
+        name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+        logger.warning("%s: saving a checkpoint after this step; a second one stops at once", name)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs):
         if process_rank()[1] > 1:
@@ -112,11 +117,12 @@ class InterruptCallback(TrainerCallback):
         return control
 
     def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def end_if_interrupted(interrupt: InterruptCallback, output_dir: str | Path, *, is_main: bool) -> None:
-    """After Ctrl-C write the report of the stopped run, log how to resume, and end the process.
+    """After Ctrl-C or SIGTERM write the report of the stopped run, log how to resume, and end the process.
 
     Raises:
         SystemExit: with code 130, when the run was interrupted.

@@ -2,12 +2,14 @@
 
 import logging
 import re
+import shutil
+import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from dsocr.common.files import load_json
-from dsocr.common.run_files import CHECKPOINT_PATTERN, TRAINER_STATE_NAME
+from dsocr.common.run_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CHECKPOINT_PATTERN, TRAINER_STATE_NAME
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,18 @@ def find_defect(checkpoint: Path) -> str | None:
             return f"no {name}"
     if not any(checkpoint.glob("rng_state*.pth")):
         return "no rng_state*.pth"
+    for path in [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *sorted(checkpoint.glob("rng_state*.pth"))]:
+        # PyTorch writes zip files, whose directory stands at the end: a truncated file has none.
+        if not zipfile.is_zipfile(path):
+            return f"a damaged {path.name}"
     try:
-        load_json(checkpoint / TRAINER_STATE_NAME)
+        state = load_json(checkpoint / TRAINER_STATE_NAME)
     except ValueError:
-        return "a damaged trainer_state.json"
+        return f"a damaged {TRAINER_STATE_NAME}"
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return f"a {TRAINER_STATE_NAME} without global_step"
+    if (checkpoint / ADAPTER_WEIGHTS_NAME).is_file() and not (checkpoint / ADAPTER_CONFIG_NAME).is_file():
+        return f"no {ADAPTER_CONFIG_NAME}"
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         return "no *.safetensors"
@@ -56,20 +66,33 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def resolve_resume(value: str | bool | None, output_dir: str | Path) -> str | None:
+def resolve_resume(value: str | bool | None, output_dir: str | Path, *, replace: bool = False) -> str | None:
     """Turn the value of `--resume_from_checkpoint` into a checkpoint folder.
 
     Args:
         value: `True`, `"true"` (the newest complete checkpoint of `output_dir`), a path, or `None`/`"false"`.
         output_dir: The run's folder.
+        replace: Delete the checkpoints of an earlier run instead of refusing a fresh one; for the demonstration.
 
     Returns:
         The checkpoint folder, `None` to start afresh.
 
     Raises:
         FileNotFoundError: when there is no complete checkpoint, or the path is not a complete checkpoint.
+        ValueError: when a fresh run would write into a folder with another run's checkpoints. A later resume could
+            take those for its own, and the limit on checkpoints could delete them.
     """
     if value in (None, False) or str(value).lower() in ("false", "no", "none", ""):
+        earlier = sorted(path for path in Path(output_dir).glob(CHECKPOINT_PATTERN) if path.is_dir())
+        if replace:
+            for path in earlier:
+                shutil.rmtree(path, ignore_errors=True)
+        elif earlier:
+            names = ", ".join(path.name for path in earlier[:3])
+            raise ValueError(
+                f"--output_dir {output_dir} holds {names} of an earlier run. Go on with that run "
+                "(--resume_from_checkpoint), name another folder, or delete those checkpoints."
+            )
         return None
     if value is True or str(value).lower() in ("true", "yes", "1"):
         checkpoint = find_checkpoint(output_dir)

@@ -129,9 +129,9 @@ def run_preflight(
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             grey = {k: torch.zeros_like(v) if k.startswith("pixel_values") else v for k, v in batch.items()}
-            state = torch.random.get_rng_state()
-            loss_seen = float(compute_loss(dict(batch)))
-            torch.random.set_rng_state(state)
+            # Both with the same dropout, on every device.
+            with torch.random.fork_rng(devices=devices):
+                loss_seen = float(compute_loss(dict(batch)))
             image_effect = abs(float(compute_loss(grey)) - loss_seen)
     if without_gradient:
         problems.append(

@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dsocr.common.errors import TrainingDivergedError
 from dsocr.common.run_files import EVALUATION_EXAMPLES_NAME
+from dsocr.data.fingerprints import fingerprint_dataset
 from dsocr.models.adapters import AdapterIdentity, check_loaded_adapter, save_adapter_card, verify_saved_adapter
 from dsocr.models.freezing import bare_model
 from dsocr.reading.evaluation import EvaluatedSet, evaluate_dataset
@@ -32,6 +33,7 @@ from dsocr.training.callbacks import (
 )
 from dsocr.training.compact_head import CompactHead
 from dsocr.training.preflight import PreflightReport, run_preflight
+from dsocr.training.resuming import TRAINING_ROWS, check_same_run
 from dsocr.training.throughput import ThroughputMeter
 from dsocr.training.trackers import log_picture
 
@@ -54,7 +56,8 @@ class OcrTrainer(SFTTrainer):
     - Logs contain samples/s, image and text tokens/s and peak memory.
     - A loss that is not finite stops the run.
     - Batches of similar length (`train_sampling_strategy="group_by_length"`) work: lengths include image tokens.
-    - Resuming checks that every adapter tensor arrived; saved adapters carry their base's identity.
+    - Resuming refuses another run's checkpoint and checks that every adapter tensor arrived; saved adapters carry the
+      identity of their base and training rows.
 
     Args:
         reading: Options for reading in evaluation.
@@ -81,6 +84,7 @@ class OcrTrainer(SFTTrainer):
         self._meter = ThroughputMeter(self.processing_class.image_token_id)
         self.reading = reading
         self.identity = identity
+        self._training_rows = fingerprint_dataset(self.train_dataset)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(EpochCallback(self.data_collator))
@@ -221,7 +225,16 @@ class OcrTrainer(SFTTrainer):
         draw_examples(path, dataset["image"], {"read": read})
         log_picture(self.callback_handler.callbacks, path, self.state.global_step)
 
+    def check_resume(self, checkpoint: str | Path) -> None:
+        """Refuse to go on from another run's checkpoint; see `dsocr.training.resuming.check_same_run`.
+
+        Raises:
+            ValueError: naming every difference.
+        """
+        check_same_run(checkpoint, self.model, self.identity, self._training_rows)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self.check_resume(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             check_loaded_adapter(self.model, Path(resume_from_checkpoint))
@@ -235,4 +248,5 @@ class OcrTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         # Trainer calls this in every process; let only the first one write.
         if self.args.should_save and isinstance(self.model, PeftModel):
-            save_adapter_card(output_dir or self.args.output_dir, self.model, self.identity)
+            rows = {TRAINING_ROWS: self._training_rows}
+            save_adapter_card(output_dir or self.args.output_dir, self.model, self.identity, **rows)

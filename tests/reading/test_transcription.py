@@ -176,7 +176,7 @@ def test_text_and_json_lines(tmp_path, page, capsys):
     assert capsys.readouterr().out == page.text + "\n"
     writer = open_writer("jsonl", str(tmp_path / "deep" / "out.jsonl"), with_names=True)
     writer.write(page)
-    writer.close()
+    writer.close(complete=True)
     import json
 
     rows = [json.loads(row) for row in (tmp_path / "deep" / "out.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -12,8 +12,9 @@ def write_checkpoint(folder, step):
     path.mkdir()
     save_file({"a": torch.zeros(100)}, path / "adapter_model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        (path / name).write_bytes(b"x")
-    (path / "trainer_state.json").write_text("{}", encoding="utf-8")
+        torch.save({"a": torch.zeros(100)}, path / name)
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (path / "trainer_state.json").write_text(f'{{"global_step": {step}}}', encoding="utf-8")
     return path
 
 
@@ -27,6 +28,11 @@ DEFECTS = {
     "no scheduler.pt": lambda path: (path / "scheduler.pt").write_bytes(b""),
     "no rng_state": lambda path: (path / "rng_state.pth").unlink(),
     "damaged trainer_state.json": lambda path: (path / "trainer_state.json").write_text('{"a": '),
+    "trainer_state.json without global_step": lambda path: (path / "trainer_state.json").write_text("[]"),
+    "damaged optimizer.pt": lambda path: truncate(path / "optimizer.pt"),
+    "damaged scheduler.pt": lambda path: truncate(path / "scheduler.pt"),
+    "damaged rng_state.pth": lambda path: truncate(path / "rng_state.pth"),
+    "no adapter_config.json": lambda path: (path / "adapter_config.json").unlink(),
     "no \\*.safetensors": lambda path: (path / "adapter_model.safetensors").unlink(),
     "damaged adapter_model.safetensors": lambda path: truncate(path / "adapter_model.safetensors"),
 }
@@ -59,7 +65,6 @@ def test_true_means_the_newest(tmp_path, caplog, value):
 
 @pytest.mark.parametrize("value", [None, False, "false"])
 def test_nothing_means_a_fresh_start(tmp_path, value):
-    write_checkpoint(tmp_path, 3)
     assert resolve_resume(value, tmp_path) is None
 
 
@@ -71,3 +76,11 @@ def test_a_path_and_errors(tmp_path):
         resolve_resume("true", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         resolve_resume("no_such_checkpoint", tmp_path)
+
+
+def test_a_fresh_run_does_not_mix_with_an_earlier_one(tmp_path):
+    write_checkpoint(tmp_path, 8)
+    with pytest.raises(ValueError, match="holds checkpoint-8 of an earlier run"):
+        resolve_resume(None, tmp_path)
+    assert resolve_resume(None, tmp_path, replace=True) is None
+    assert not list(tmp_path.iterdir())

@@ -110,7 +110,7 @@ def test_batches_of_like_length_have_little_padding(tmp_path):
     for index in range(400):
         width = int(rng.integers(30, 400))
         path = tmp_path / f"{index}.png"
-        Image.new("RGB", (width, 32), "white").save(path)
+        Image.linear_gradient("L").resize((width, 32)).save(path)
         rows["image"].append(str(path))
         rows["text"].append("x" * int(rng.integers(2, 40)))
     dataset = add_lengths(Dataset.from_dict(rows), processor, "length")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.adapters import shipped_rules
 from helpers.training import TASK_TYPES, build_trainer, line_dataset, logged_losses
+from PIL import Image
 from transformers import TrainerCallback
 
 from dsocr.common.errors import TrainingDivergedError
@@ -188,21 +189,22 @@ def test_what_is_logged(tmp_path, dataset, caplog, quiet):
     assert {"eval_cer", "eval_wer", "eval_exact", "eval_loss"} <= set(metrics)
 
 
-def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path, dataset):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_that_can_be_resumed(tmp_path, dataset, number):
     class PressCtrlC(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
     # A shell gives its background jobs another handler than Python's own.
-    previous = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(number)
     interrupt = InterruptCallback()
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 100}
     trainer = build_trainer(tmp_path, dataset, callbacks=[interrupt, PressCtrlC()], **options)
     trainer.train()
     assert interrupt.interrupted and trainer.state.global_step == 3
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(number) is previous
     resumed = build_trainer(tmp_path, dataset, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.state.global_step == 6
@@ -339,3 +341,25 @@ def test_bf16_weights_as_on_a_gpu(tmp_path, dataset):
     losses = logged_losses(trainer)
     assert losses[-1] < losses[0]
     assert trainer.evaluate()["eval_cer"] >= 0
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path, dataset):
+    """Rows, adapter settings, image settings and base weights are compared before the first step."""
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    build_trainer(tmp_path / "run", dataset, **options).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    build_trainer(tmp_path / "run", dataset, **options).check_resume(checkpoint)
+    reordered = dataset.select(reversed(range(len(dataset))))
+    with pytest.raises(ValueError, match="the training rows"):
+        build_trainer(tmp_path / "run", reordered, **options).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="lora_dropout .was 0.0, --lora_dropout is now 0.1"):
+        build_trainer(tmp_path / "run", dataset, dropout=0.1, **options).train(resume_from_checkpoint=checkpoint)
+    other = build_trainer(tmp_path / "run", dataset, **options)
+    with torch.no_grad():
+        next(p for n, p in other.model.named_parameters() if n.endswith("language_model.norm.weight")).mul_(1.5)
+    with pytest.raises(ValueError, match="weights of the base model"):
+        other.train(resume_from_checkpoint=checkpoint)
+    # A picture replaced under its name is another training row.
+    Image.open(dataset["image"][0]).rotate(180).save(dataset["image"][0])
+    with pytest.raises(ValueError, match="the training rows"):
+        build_trainer(tmp_path / "run", dataset, **options).check_resume(checkpoint)

@@ -67,9 +67,9 @@ def shape_of_model(config: PreTrainedConfig, settings: MemorySettings) -> nn.Mod
     try:
         with torch.device("meta"), no_init_weights():
             model = find_model_class(config.model_type)(config)
-            freeze_vision(model)
             split_global_attention(model)
             model.requires_grad_(settings.target_modules is None)
+            freeze_vision(model)
             if settings.load_in_4bit:
                 _pack(model, settings)
             return model

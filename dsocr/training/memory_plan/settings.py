@@ -14,7 +14,7 @@ class MemorySettings:
         load_in_4bit: Whether linear layers and routed experts are packed.
         quantize_vision: Whether the vision side is packed too.
         quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
-        target_modules: LoRA's target modules; `None` trains nothing.
+        target_modules: LoRA's target modules; `None` trains all weights outside the vision side.
         target_parameters: LoRA's target parameters (routed experts).
         lora_r: LoRA's rank.
         batch_size: Training batch size.
@@ -22,7 +22,7 @@ class MemorySettings:
         answer_tokens: Longest answer in tokens, in training and generation.
         checkpointing: Activation checkpointing.
         optim: Name of the optimizer, as in TrainingArguments.
-        compact_head: Compute the loss at answer positions only (TRL with Triton, on a GPU).
+        compact_head: Compute the loss at answer positions only (see `CompactHead`).
     """
 
     dtype: torch.dtype = torch.bfloat16
