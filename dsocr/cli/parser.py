@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import yaml
 from trl import TrlParser
 
+from dsocr.cli.ranges import check_ranges
+
 
 Arguments = TypeVar("Arguments")
 
@@ -26,6 +28,28 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML takes the last one, and `010`, which YAML 1.1 takes for 8."""
+
+    def construct_yaml_int(self, node):
+        if len(node.value) > 1 and node.value[0] == "0" and node.value.isdigit():
+            message = f"{node.value} is an octal number in YAML; leave the leading zero out, or put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        return super().construct_yaml_int(node)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_yaml_int)
 
 
 class RecipeParser(TrlParser):
@@ -58,6 +82,8 @@ class RecipeParser(TrlParser):
                 self.set_defaults_with_config(**self.load_config(config))
             parsed = self.parse_args_into_dataclasses(args=list(argv))
             self._check_positional(parsed)
+            for item in filter(dataclasses.is_dataclass, parsed):
+                check_ranges(item)
         except ValueError as error:
             self.error(str(error))
         # Drop argparse's own namespace, the last item: it holds only --config.
@@ -84,9 +110,10 @@ class RecipeParser(TrlParser):
         if not Path(path).is_file():
             raise ValueError(f"--config {path}: there is no such file.")
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"--config {path}: not YAML in UTF-8 ({error}).") from error
+            content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _ConfigLoader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"--config {path}: not YAML in UTF-8 ({reason}).") from error
         if not isinstance(content, dict):
             raise ValueError(f"--config {path}: expected `key: value` lines.")
         os.environ.update({name: str(value) for name, value in content.pop("env", {}).items()})
@@ -99,11 +126,15 @@ class RecipeParser(TrlParser):
                 wanted = "a list" if takes_list else "a single value"
                 raise ValueError(f"--config {path}: {key} takes {wanted}, found {value!r}.")
             self._check_entry(path, key, value, takes_list)
+            if isinstance(value, dict) and actions[key].type is not None and "dict" not in str(actions[key].type):
+                raise ValueError(f"--config {path}: {key} takes a single value, found {value!r}.")
         return content
 
     def _check_entry(self, path: str, key: str, value: Any, takes_list: bool) -> None:
         action = next(action for action in self._actions if action.dest == key)
         for item in value if takes_list and value is not None else [value]:
+            if action.type is str and isinstance(item, bool):
+                raise ValueError(f"--config {path}: {key}: YAML takes this word for {item}; put it in quotes.")
             if callable(action.type) and isinstance(item, str | int | float):
                 try:
                     action.type(str(item))

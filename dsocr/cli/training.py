@@ -172,7 +172,7 @@ def check_target_modules(targets: str | list[str] | None) -> None:
 
     Raises:
         ValueError: for a comma list; the message shows the right spelling. A regular expression such as
-            `.*q_proj{1,3}` passes.
+            `.*q_proj{1,3}` passes, a broken one does not.
     """
     words = targets if isinstance(targets, list) else [targets or ""]
     for word in words:
@@ -182,6 +182,10 @@ def check_target_modules(targets: str | list[str] | None) -> None:
                 f"--lora_target_modules {' '.join(words)}: names are separated by blanks, without commas: "
                 f"--lora_target_modules {' '.join(names)}. A single word is a regular expression."
             )
+        try:
+            re.compile(word)
+        except re.error as error:
+            raise ValueError(f"--lora_target_modules {word}: not a regular expression ({error}).") from error
 
 
 def check_quantization(script_args: OcrScriptArguments, model_args: ModelConfig) -> None:

@@ -82,6 +82,14 @@ def test_lists_and_regular_expressions_pass(words):
         ("learning_rate: fast", "learning_rate: 'fast' is of the wrong type"),
         ("extra_eval_datasets: a=b", "extra_eval_datasets takes a list"),
         ("- a", "expected `key: value` lines"),
+        ("learning_rate: {a: 1}", "learning_rate takes a single value"),
+        ("learning_rate: 0.1\nlearning_rate: 0.2", "'learning_rate' is given twice"),
+        ("num_train_epochs: 010", "010 is an octal number"),
+        ("fold: no", "fold: YAML takes this word for False; put it in quotes"),
+        ("\tseed: 1", "not YAML"),
+        ("seed: [1", "not YAML"),
+        ("seed: 1\n---\nseed: 2", "not YAML"),
+        ("seed: -1", "--seed -1: must be from 0 to 4294967295"),
     ],
 )
 def test_mistakes_in_a_config_file_are_named(tmp_path, capsys, content, message):
@@ -152,6 +160,14 @@ def test_the_demonstration_is_used_when_nothing_is_named(tmp_path):
         ),
         (["--load_in_4bit", "--use_peft", "false"], "--load_in_4bit needs --use_peft"),
         (["--lora_target_parameters", "mlp.experts.down_proj"], "needs --lora_dropout 0 .now 0.05"),
+        (["--lora_target_modules", "*bad["], "not a regular expression"),
+        (["--output_dir="], "--output_dir is empty"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be at least 0"),
+        (["--per_device_train_batch_size", "0"], "must be at least 1"),
+        (["--max_new_tokens", "0"], "must be at least 1"),
+        (["--lora_r", "0"], "must be at least 1"),
+        (["--lora_dropout", "1"], "must be from 0.0 to 0.99"),
+        (["--dataloader_num_workers", "-1"], "must be from 0 to 1024"),
     ],
 )
 def test_flags_that_would_be_ignored_or_fail_later_are_refused(argv, words, capsys):
