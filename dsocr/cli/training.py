@@ -10,6 +10,7 @@ import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from dsocr.cli.parser import RecipeParser, flag
+from dsocr.common.machine import half_dtype
 from dsocr.data.checking import OnBadSample
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.samples.geometry import LAYOUTS
@@ -100,7 +101,7 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         planning: Use defaults for a GPU with bf16, whatever this machine has; for a memory plan.
     """
     cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = cuda and half_dtype() is torch.bfloat16
     fp16 = cuda and not bf16
     return {
         "output_dir": "outputs/sft_lora",

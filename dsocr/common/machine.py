@@ -19,7 +19,7 @@ _REPORTED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 def prepare_process() -> None:
-    """Set UTF-8 on the console (also on Windows), switch telemetry off, and flush denormals on the CPU.
+    """Set UTF-8 on the console (also on Windows), switch telemetry off, take one GPU, and flush denormals on the CPU.
 
     Without this TRL reports model type, device and GPU name of every run; nothing may be uploaded unasked.
     """
@@ -31,6 +31,7 @@ def prepare_process() -> None:
 
     # huggingface_hub evaluates the variable when it is imported, which may have happened already: set its constant too.
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    _take_one_gpu()
     # A random SAM produces many denormals, which make a CPU ten times slower.
     torch.set_flush_denormal(True)
     if not torch.cuda.is_available() and torch.get_num_threads() == 1 and not _threads_were_chosen():
@@ -38,6 +39,22 @@ def prepare_process() -> None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
+
+
+def _take_one_gpu() -> None:
+    """Let a process without others see its first GPU alone.
+
+    With two visible GPUs and one process, TrainingArguments asks for DataParallel, which SFTTrainer refuses after the
+    model is loaded. torch reads the variable when CUDA starts, which has not happened yet.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
+
+
+def half_dtype() -> torch.dtype:
+    """The 16-bit type that this machine's GPU computes with: bfloat16, or float16 before Ampere (T4, V100)."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _threads_were_chosen() -> bool:
@@ -63,19 +80,26 @@ def process_rank() -> tuple[int, int]:
 
 
 def warn_about_unused_gpu() -> bool:
-    """Warn if this build of torch cannot use the machine's NVIDIA card; returns whether it warned."""
-    if torch.cuda.is_available() or torch.version.cuda or not shutil.which("nvidia-smi"):
+    """Warn if torch cannot use the machine's NVIDIA card, and say why; returns whether it warned."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.cuda.is_available() or hidden or not shutil.which("nvidia-smi"):
         return False
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     cards = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
     if found.returncode != 0 or not cards:
         return False
-    logger.warning(
-        "this machine has %s, but torch %s is a CPU build, so training runs on the CPU. Uninstall torch and install a "
-        "CUDA build with the command that pytorch.org/get-started shows for your system.",
-        cards[0].split(" (UUID")[0],
-        torch.__version__,
-    )
+    if torch.version.cuda:
+        reason = (
+            f"the driver is too old or broken for torch {torch.__version__} with CUDA {torch.version.cuda}, so training "
+            "runs on the CPU. Update the driver, or install a torch build for an older CUDA"
+        )
+    else:
+        reason = (
+            f"torch {torch.__version__} is a CPU build, so training runs on the CPU. Uninstall torch and install a CUDA "
+            "build"
+        )
+    card = cards[0].split(" (UUID")[0]
+    logger.warning("this machine has %s, but %s: see pytorch.org/get-started for your system's command.", card, reason)
     return True
 
 

@@ -6,6 +6,8 @@ from transformers import DeepseekOcr2Config, PreTrainedConfig, UnlimitedOcrConfi
 
 
 NATIVE_CONFIGS = {"unlimited_ocr": UnlimitedOcrConfig, "deepseek_ocr2": DeepseekOcr2Config}
+# Stored copies of baidu/Unlimited-OCR write its model type with a hyphen.
+NATIVE_NAMES = {"unlimited-ocr": "unlimited_ocr", **{name: name for name in NATIVE_CONFIGS}}
 
 # Constants of upstream's code; its config.json does not carry them (deepencoder.py, deepencoderv2.py).
 SAM_OUTPUT_CHANNELS = 256
@@ -160,8 +162,9 @@ def native_config(raw: dict[str, Any]) -> PreTrainedConfig:
     Source: upstream's modeling_deepseekocr.py, modeling_deepseekocr2.py and configuration_deepseek_v2.py.
     """
     model_type = raw.get("model_type")
-    if model_type in NATIVE_CONFIGS:
-        return NATIVE_CONFIGS[model_type].from_dict(dict(raw))
+    if model_type in NATIVE_NAMES:
+        model_type = NATIVE_NAMES[model_type]
+        return NATIVE_CONFIGS[model_type].from_dict({**raw, "model_type": model_type})
     width = raw.get("vision_config", {}).get("width", {})
     if model_type != "deepseek_vl_v2" or not isinstance(width, dict):
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from dsocr.common.machine import half_dtype
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.models import load_adapter, load_model
 from dsocr.models.adapters import find_base
@@ -36,7 +37,7 @@ def load_reader(
 ) -> Reader:
     """Load a base model, put an adapter on it strictly, and find the processor.
 
-    Weights are bfloat16 on a GPU and float32 on a CPU. The adapter's folder gives image mode, layout and prompt.
+    Weights are bfloat16 on a GPU (float16 if it has no bfloat16) and float32 on a CPU. The adapter's folder gives image mode, layout and prompt.
 
     Args:
         name: Hub id or folder of the base; `None` takes the adapter's own, or the built-in tiny model.
@@ -49,7 +50,7 @@ def load_reader(
     """
     if name is None and adapter is not None:
         name, saved = find_base(adapter)
-        revision = saved or revision
+        revision = revision or saved
     if name is None:
         name = str(TINY_BASE)
         logger.warning("no --model_name_or_path: reading with the built-in tiny model, which is no model for real work")
@@ -57,7 +58,7 @@ def load_reader(
     model = load_model(
         name,
         revision=revision,
-        dtype="bfloat16" if on_gpu else "float32",
+        dtype=half_dtype() if on_gpu else "float32",
         load_in_4bit=load_in_4bit,
         device_map={"": "cuda" if on_gpu else "cpu"},
     )

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dsocr.common.machine import describe_machine, peak_memory_gib, warn_about_unused_gpu
+from dsocr.common.machine import describe_machine, half_dtype, peak_memory_gib, prepare_process, warn_about_unused_gpu
 
 
 @pytest.fixture
@@ -39,10 +39,38 @@ def test_no_card_and_a_broken_driver_are_silent(fake_card, caplog):
     assert not caplog.text
 
 
-def test_a_cuda_build_is_silent(fake_card, monkeypatch):
+def test_a_driver_too_old_for_this_torch_is_said(fake_card, monkeypatch, caplog):
     fake_card(0, "GPU 0: NVIDIA (UUID: GPU-1)")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert warn_about_unused_gpu()
+    assert "the driver is too old or broken" in caplog.text and "CUDA 13.0" in caplog.text
+
+
+def test_a_hidden_card_is_silent(fake_card, monkeypatch):
+    fake_card(0, "GPU 0: NVIDIA (UUID: GPU-1)")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not warn_about_unused_gpu()
+
+
+@pytest.mark.parametrize(
+    ("visible", "world", "expected"),
+    [(None, "1", "0"), ("2,3", "1", "2"), ("", "1", ""), ("0,1", "2", "0,1"), ("GPU-5", None, "GPU-5")],
+)
+def test_one_process_takes_one_gpu(monkeypatch, visible, world, expected):
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("WORLD_SIZE", world)):
+        # Set it first, so that it is restored as it was.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    prepare_process()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_the_half_type_is_the_cards_own(monkeypatch, supported, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
+    assert half_dtype() is expected
 
 
 def test_nothing_is_uploaded_unless_asked():

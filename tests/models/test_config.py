@@ -6,6 +6,7 @@ import pytest
 from helpers.golden import FOLDER
 
 from dsocr.models import model_version, native_config
+from dsocr.models.config import released_config
 
 
 RELEASED_V1 = {
@@ -65,6 +66,13 @@ def test_released_v2_takes_the_encoders_width_for_sams_last_channels():
     assert config.vision_config.encoder_config.num_key_value_heads == 2
     assert config.vision_config.encoder_config.rope_parameters["rope_theta"] == 1e6
     assert model_version(config) == "v2"
+
+
+def test_unlimited_ocr_is_written_with_a_hyphen_too():
+    raw = released_config("unlimited").to_dict()
+    expected = native_config(raw)
+    assert native_config({**raw, "model_type": "unlimited-ocr"}).to_dict() == expected.to_dict()
+    assert model_version(native_config({**raw, "model_type": "unlimited-ocr"})) == "unlimited"
 
 
 def test_released_v1_size_counted_on_the_meta_device():
