@@ -31,6 +31,7 @@ from dsocr.cli.stages import (
 )
 from dsocr.cli.training import ParsedArguments, parse_arguments
 from dsocr.common.errors import explained
+from dsocr.common.folder_lock import hold_folder
 from dsocr.common.logs import setup_logging
 from dsocr.common.machine import prepare_process
 from dsocr.reading.evaluation import evaluate_dataset, evaluate_sets
@@ -114,7 +115,8 @@ def run(argv, *, qlora=False, description=__doc__):
             setup_logging(None, is_main=True)
             print(plan_arguments(args).render(args.script.plan))
         else:
-            main(args)
+            with hold_folder(args.training.output_dir, is_main=args.is_main):
+                main(args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 # A run folder.
 LOG_NAME = "run.log"
+# Trainer's upload leaves out names with an underscore in front.
+LOCK_NAME = "_run.lock"
 RESULTS_NAME = "ocr_results.json"
 DATA_SUMMARY_NAME = "data_summary.json"
 SKIPPED_NAME = "skipped_samples.json"

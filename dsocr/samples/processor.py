@@ -70,7 +70,9 @@ class OcrProcessor(ProcessorMixin):
         before, after = split_prompt(self.prompt)
         self._before = [tokenizer.bos_token_id, *tokenizer.encode(before, add_special_tokens=False)]
         self._after = tokenizer.encode(after, add_special_tokens=False)
-        self._reserved = {self.image_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        # Decoding leaves special tokens out: a text with one could never be read back.
+        special = {identity for identity, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._reserved = {self.image_token_id, *tokenizer.all_special_ids, *special}
 
     def to_dict(self) -> dict[str, Any]:
         fields = ("version", "image_mode", "image_layout", "prompt", "size_divisor", "patch_size")
@@ -99,7 +101,8 @@ class OcrProcessor(ProcessorMixin):
         """Encode an answer, with one eos.
 
         Raises:
-            ValueError: when the text contains a control token (`<image>`, bos, eos, pad) of the tokenizer.
+            ValueError: when the text contains a control token (`<image>`, bos, eos, pad) or another special token of the
+            tokenizer.
         """
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         reserved = self._reserved.intersection(ids)

@@ -41,6 +41,17 @@ def test_reserved_tokens_in_a_text_are_refused(tiny_v1, lines, token):
         tiny_v1[1].prepare(lines[0].image, f"see {token} here")
 
 
+def test_a_text_that_decoding_would_cut_is_refused(version):
+    """Upstream's grounding marks are special tokens in some tokenizers: a perfect reading would come back without them."""
+    tokenizer = build_tiny_model(version)[1].tokenizer
+    plain = OcrProcessor(tokenizer, version)
+    assert plain.decode_answers([plain.encode_answer("a <|ref|>b")]) == ["a <|ref|>b"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|ref|>"]})
+    marked = OcrProcessor(tokenizer, version)
+    with pytest.raises(ValueError, match="<.ref.>, which the model reserves"):
+        marked.encode_answer("a <|ref|>b")
+
+
 def test_counting_the_prompt_needs_no_pixels(tiny, rows):
     processor = tiny[1]
     for row in rows[:6]:
