@@ -1,8 +1,10 @@
 """Training the built-in base from random weights, for as long as it is let run: resumable to the bit at every evaluation."""
 
+import ctypes
 import json
 import logging
 import math
+import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict
@@ -78,6 +80,15 @@ def _record(run: Run, sets: dict, window: dict[str, list[float]], folder: Path) 
     logger.info("%s", json.dumps(record, ensure_ascii=False))
 
 
+def _return_free_memory() -> None:
+    """Give free pages back to the system. glibc keeps them, and batches of many shapes split them up: after the first chunk
+    2.6 of 4.0 GiB were free pages, and the process grew to 7 GiB in an hour."""
+    # Only glibc has this function.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def pretrain_base(arguments: BaseArguments) -> Run:
     """Train the base; see the module's text. Returns when `max_chunks` or `decay_steps` are done.
 
@@ -115,6 +126,7 @@ def pretrain_base(arguments: BaseArguments) -> Run:
         progress.curriculum = asdict(advance(curriculum, kinds, overall, progress.hand_cer))
         progress.chunk += 1
         progress.seconds = earlier + time.perf_counter() - start
+        _return_free_memory()
         bar.set_postfix(ctc=f"{overall:.2f}", lm=f"{_mean(losses['language']):.2f}", **progress.curriculum)
         done = 0 <= progress.decaying <= progress.step - arguments.decay_steps if arguments.decay_steps else False
         done = done or progress.chunk == arguments.max_chunks
