@@ -35,7 +35,7 @@ def main(arguments: CheckArguments) -> int:
     print("\n".join(found.describe()))
     logger.info("with pictures: %s", found.write(arguments.output_dir))
     if arguments.fix:
-        print(f"{write_repaired(found, arguments.fix)} of {len(found.rows)} rows repaired into {arguments.fix}")
+        print(f"{write_repaired(found, arguments.fix)} of {found.row_count} rows repaired into {arguments.fix}")
     return 0 if found.is_sound else 1
 
 

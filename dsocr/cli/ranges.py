@@ -6,7 +6,6 @@ from typing import Any
 
 _ANY = (float("-inf"), float("inf"))
 _COUNT = (1, float("inf"))
-_SHARE = (0.0, 1.0)
 # Smallest and largest value of a flag in any recipe; transformers, PEFT and torch check most of these late or never.
 RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": _COUNT,
@@ -24,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora_dropout": (0.0, 0.99),
     "learning_rate": (0.0, float("inf")),
     "weight_decay": (0.0, float("inf")),
-    "validation_fraction": _SHARE,
+    "validation_fraction": (0.0001, 0.9999),
     "dataloader_num_workers": (0, 1024),
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),

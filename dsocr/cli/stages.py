@@ -57,8 +57,8 @@ def check_card(args: ParsedArguments, name: str) -> None:
         NotEnoughMemoryError: when the run does not fit; the message shows the plan.
     """
     if not args.training.use_cpu:
-        place = {"revision": args.model.model_revision, "image_mode": args.script.image_mode}
-        check_gpu(name, memory_settings(args), **place)
+        revision, image_mode = args.model.model_revision, args.script.image_mode
+        check_gpu(name, memory_settings(args), revision=revision, image_mode=image_mode)
 
 
 def load_base(args: ParsedArguments, name: str) -> PreTrainedModel:

@@ -61,9 +61,9 @@ def explain(error: BaseException, memory_advice: Callable[[], str] | None = None
         memory_advice: Returns the advice for an out-of-memory error; called only then.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"out of memory. {memory_advice() if memory_advice else 'Try a smaller --image_mode.'}"
+        return f"out of memory. {memory_advice() if memory_advice else 'Try a smaller --per_device_eval_batch_size, or --load_in_4bit.'}"
     if _is_full_or_closed(error):
-        return f"cannot write: {error}. Free some space, or give another --output_dir."
+        return f"cannot write: {error}. Free some space, or name another output folder."
     if isinstance(error, PreflightError | TrainingDivergedError | FileNotFoundError | ModuleNotFoundError):
         return str(error)
     # Our own checks raise ValueError with a readable message. A DataLoader worker passes on the type, not the frames.

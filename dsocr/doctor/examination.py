@@ -14,10 +14,11 @@ from dsocr.data.loading import KEPT_COLUMNS, parse_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
 from dsocr.doctor.image_checks import ImageFacts, check_images, find_copies, find_look_alikes, look_at_all
-from dsocr.doctor.length_checks import check_lengths, recommend_mode, summarize_modes
+from dsocr.doctor.length_checks import check_lengths, count_tokens, recommend_mode, summarize_modes
 from dsocr.doctor.split_checks import check_copied_texts, check_splits
 from dsocr.doctor.text_checks import check_texts, clean_text, count_alphabet, find_repeated
 from dsocr.report.pages import embed_image, render_page
+from dsocr.samples.lengths import ANSWER_TOKENS
 from dsocr.samples.processor import OcrProcessor
 
 
@@ -33,6 +34,7 @@ _LEFT_OUT = (
     "too_elongated",
     "too_large",
     "blank",
+    "several_pages",
     "empty_text",
     "reserved_token",
 )
@@ -49,6 +51,7 @@ class Examination:
         findings: Everything that is wrong, the worst first.
         summary: Counts, alphabet, tokens and modes.
         copies: Groups of rows with the same picture, pixel for pixel.
+        refused: Rows that are no row at all: outside the folder, without a column, no text.
     """
 
     source: str
@@ -57,6 +60,12 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     copies: list[list[int]] = field(default_factory=list)
+    refused: BadSamples = field(default_factory=lambda: BadSamples("skip"))
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows of the source, refused ones included."""
+        return len(self.rows) + len(self.refused.entries)
 
     @property
     def is_sound(self) -> bool:
@@ -122,7 +131,7 @@ def examine(
         raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
     where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]
     facts = look_at_all([row["image"] for _, row in rows])
-    found = Examination(str(source), rows, facts)
+    found = Examination(str(source), rows, facts, refused=bad)
     for reason in bad.counts:
         entries = [entry for entry in bad.entries if entry["reason"] == reason]
         places = [entry["where"] for entry in entries]
@@ -171,13 +180,17 @@ def examine_quickly(sets: TrainingSets, processor: OcrProcessor, max_new_tokens:
     where: list[str] = []
     splits: list[str | None] = []
     pages: list[str | None] = []
+    lengths: list[int] = []
     for name, dataset in (("train", sets.train), ("held_out", sets.held_out)):
         texts += dataset["text"]
+        # A loaded dataset has the lengths; one that was made otherwise has its texts encoded here.
+        known = ANSWER_TOKENS in dataset.column_names
+        lengths += dataset[ANSWER_TOKENS] if known else [count_tokens(text, processor) for text in dataset["text"]]
         where += [f"{name}[{index}]" for index in range(len(dataset))]
         splits += [name] * len(dataset)
         pages += dataset["page"] if "page" in dataset.column_names else [None] * len(dataset)
     found = check_texts(texts, where) + check_splits(splits, pages, [], [], [], [], where)
-    found += check_lengths(texts, processor, max_new_tokens, where)[0]
+    found += check_lengths(texts, processor, max_new_tokens, where, lengths=lengths)[0]
     return [finding for finding in found if finding.severity != "note"]
 
 
@@ -217,6 +230,8 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
     copied = _proven_copies(examination)
     (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
     left_out, count = BadSamples("skip"), 0
+    for entry in examination.refused.entries:
+        left_out.add(**entry)
     # Under another name until it is whole: a run that is killed leaves no dataset that looks complete.
     partial = folder / f"{METADATA_NAME}.part"
     with partial.open("w", encoding="utf-8") as file:
@@ -238,5 +253,5 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
             count += 1
     left_out.write(folder / SKIPPED_NAME)
     partial.rename(folder / METADATA_NAME)
-    logger.info("%d of %d rows in %s; %s", count, len(examination.rows), folder, left_out.summary())
+    logger.info("%d of %d rows in %s; %s", count, examination.row_count, folder, left_out.summary())
     return count

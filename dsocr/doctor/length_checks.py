@@ -113,20 +113,37 @@ def recommend_mode(modes: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {"flags": flags, "why": why, "try": attempt}
 
 
+def count_tokens(text: str, processor: OcrProcessor) -> int:
+    """Length of an answer in tokens, eos included; 0 for a text with a reserved token."""
+    try:
+        return len(processor.encode_answer(text))
+    except ValueError:
+        return 0
+
+
 def check_lengths(
-    texts: Sequence[str], processor: OcrProcessor, max_new_tokens: int, where: Sequence[str]
+    texts: Sequence[str],
+    processor: OcrProcessor,
+    max_new_tokens: int,
+    where: Sequence[str],
+    *,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[list[Finding], dict[str, float]]:
     """Find answers longer than evaluation generates, and characters split by the tokenizer.
+
+    Args:
+        texts: The texts.
+        processor: Its tokenizer encodes them.
+        max_new_tokens: Longest answer that evaluation generates.
+        where: Names of the rows.
+        lengths: Their lengths in tokens, eos included, where they are known; `None` encodes the texts.
 
     Returns:
         The findings, and `characters_per_token`, `longest_answer` and `median_answer` (tokens, eos included).
     """
-    lengths, findings = [], []
-    for text in texts:
-        try:
-            lengths.append(len(processor.encode_answer(text)))
-        except ValueError:
-            lengths.append(0)
+    findings = []
+    if lengths is None:
+        lengths = [count_tokens(text, processor) for text in texts]
     reserved = [index for index, length in enumerate(lengths) if not length]
     if reserved:
         message = f"{len(reserved)} texts hold a control token of the model"

@@ -50,8 +50,8 @@ def evaluate_on_full_precision(
         settings = MemorySettings(
             dtype=parse_dtype(dtype), eval_batch_size=options.batch_size, answer_tokens=options.max_new_tokens
         )
-        place = {"revision": revision, "image_mode": processor.image_mode}
-        plan = plan_run(name, settings, **place, with_savings=False).plan
+        report = plan_run(name, settings, revision=revision, image_mode=processor.image_mode, with_savings=False)
+        plan = report.plan
         # The model only reads: no gradients, no optimizer.
         needed = plan.weights_bytes + max(plan.vision_bytes, plan.evaluation_bytes)
         if needed > free:

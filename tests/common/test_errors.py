@@ -26,8 +26,8 @@ def end_with(error):
     ("error", "words"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "--per_device_train_batch_size 1"),
-        (OSError(errno.ENOSPC, "No space left on device", "outputs/x"), "outputs/x.*another --output_dir"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "another --output_dir"),
+        (OSError(errno.ENOSPC, "No space left on device", "outputs/x"), "outputs/x.*another output folder"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "another output folder"),
         (PermissionError(errno.EACCES, "Permission denied", "/outputs"), "/outputs"),
         (FileNotFoundError("--dataset_name x: there is no such file"), "--dataset_name x"),
     ],

@@ -124,8 +124,9 @@ def test_a_repaired_copy_is_sound_and_the_source_untouched(sick, processor, tmp_
     texts = {"copies", "copies_across", "copies_other_text"}
     assert left == pages | texts, "which row goes where, and which text is right, is for a person to say"
     skipped = json.loads((tmp_path / "mended" / "skipped_samples.json").read_text(encoding="utf-8"))
-    assert skipped["counts"] == {"blank": 1, "missing": 1, "empty_text": 1, "reserved_token": 1, "copy": 1}
-    assert len(found.rows) == count + sum(skipped["counts"].values()), "no row vanishes without a word"
+    reasons = ("blank", "missing", "empty_text", "reserved_token", "copy", "outside_folder")
+    assert skipped["counts"] == dict.fromkeys(reasons, 1)
+    assert found.row_count == count + sum(skipped["counts"].values()), "no row vanishes without a word"
     texts = load_ocr_dataset(tmp_path / "mended", progress=False)["text"]
     assert "дом у реки" in texts and "softhyphen and space" in texts and "two blanks" in texts
     with pytest.raises(ValueError, match="holds a dataset already"):
@@ -214,7 +215,7 @@ def test_the_recipe(sick, tmp_path, capsys):
     recipe = load_recipe("check_data")
     argv = [str(sick), "--output_dir", str(tmp_path / "out"), "--fix", str(tmp_path / "mended")]
     assert recipe.main(parse_recipe(CheckArguments, argv, None)) == 1
-    assert "9 of 14 rows repaired" in capsys.readouterr().out
+    assert "9 of 15 rows repaired" in capsys.readouterr().out
     shutil.rmtree(sick / "images")
     with pytest.raises(ValueError, match="only local files|no usable|no row"):
         examine("someone/dataset")
@@ -253,3 +254,19 @@ def test_stretch_and_height_are_those_of_the_views(mode, layout):
     height, width = np.ptp(np.argwhere(shown[..., 0] < 60), axis=0) + 1
     assert max(width / height, height / width) == pytest.approx(letter_stretch(geometry, line.size), rel=0.05)
     assert height * 3 == pytest.approx(letter_height(geometry, line.size), rel=0.12)
+
+
+def test_every_row_of_the_source_is_in_the_repaired_copy_or_named(tmp_path):
+    """Also rows that are refused before any image is opened, and files of several pages, which training refuses."""
+    images = [Image.linear_gradient("L").convert("RGB").resize((60 + index, 40)) for index in range(4)]
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+    images[0].save(tmp_path / "two.gif", save_all=True, append_images=[images[0].rotate(180)])
+    rows = [{"image": f"{index}.png", "text": f"line {index}"} for index in range(4)]
+    rows += [{"image": "two.gif", "text": "x"}, {"image": "../0.png", "text": "x"}, {"image": "1.png", "text": ["x"]}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = examine(tmp_path)
+    assert found.row_count == 7 and not found.is_sound
+    assert write_repaired(found, tmp_path / "fixed") == 4
+    skipped = json.loads((tmp_path / "fixed" / "skipped_samples.json").read_text())
+    assert skipped["counts"] == {"several_pages": 1, "outside_folder": 1, "not_text": 1}

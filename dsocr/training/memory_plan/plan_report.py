@@ -155,18 +155,21 @@ def check_memory(report: PlanReport, card_bytes: int) -> None:
         raise NotEnoughMemoryError(f"this GPU has {card_bytes / 1e9:.1f} GB, which is not enough.\n{advice}")
 
 
-def check_gpu(name: str, settings: MemorySettings, **options) -> None:
+def check_gpu(
+    name: str, settings: MemorySettings, *, revision: str | None = None, image_mode: str | None = None
+) -> None:
     """Call `check_memory` for this machine's GPU, before anything is loaded; do nothing without a GPU.
 
     Args:
         name: See `plan_run`.
         settings: See `plan_run`.
-        **options: Further arguments of `plan_run`.
+        revision: See `plan_run`.
+        image_mode: See `plan_run`.
     """
     if not torch.cuda.is_available():
         return
     card_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    report = plan_run(name, settings, with_savings=False, **options)
+    report = plan_run(name, settings, revision=revision, image_mode=image_mode, with_savings=False)
     logger.info("planned peak %.2f GB of this GPU's %.2f GB", report.plan.peak_bytes / 1e9, card_bytes / 1e9)
     if report.plan.peak_bytes > TOLERANCE * card_bytes:
-        check_memory(plan_run(name, settings, **options), card_bytes)
+        check_memory(plan_run(name, settings, revision=revision, image_mode=image_mode), card_bytes)
