@@ -82,7 +82,7 @@ def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, laye
 
 
 @torch.no_grad()
-def _initialize(model: PreTrainedModel, seed: int) -> None:
+def initialize(model: PreTrainedModel, seed: int) -> None:
     """Scale the weights by their fan-in, and keep the position tables small.
 
     SAM's own initialisation (std 1e-10) makes denormals, which slow a CPU down, and its position tables outweigh the
@@ -135,7 +135,7 @@ def build_tiny_model(
     tokenizer = build_byte_tokenizer()
     config = _tiny_config(version, len(tokenizer), width, sam_width, layers)
     model = find_model_class(config.model_type)(config)
-    _initialize(model, seed)
+    initialize(model, seed)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id

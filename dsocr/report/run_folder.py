@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.common.files import load_json
-from dsocr.common.run_files import DATA_SUMMARY_NAME, GALLERY_FOLDER, GALLERY_INDEX, LOG_NAME, RESULTS_NAME
+from dsocr.common.run_files import (
+    CHECKPOINT_PATTERN,
+    DATA_SUMMARY_NAME,
+    GALLERY_FOLDER,
+    GALLERY_INDEX,
+    LOG_NAME,
+    RESULTS_NAME,
+    TRAINER_STATE_NAME,
+)
 
 
 CURVES = {
@@ -63,11 +71,12 @@ def load_run_folder(path: str | Path) -> RunFolder:
         ValueError: when a file is damaged.
     """
     path = Path(path)
-    if not path.is_dir() or not any((path / name).is_file() for name in (RESULTS_NAME, LOG_NAME, "trainer_state.json")):
+    if not path.is_dir() or not any((path / name).is_file() for name in (RESULTS_NAME, LOG_NAME, TRAINER_STATE_NAME)):
         raise FileNotFoundError(f"{path} is no run folder: it has no {RESULTS_NAME}, trainer_state.json or {LOG_NAME}.")
-    state = load_json(path / "trainer_state.json", None)
+    state = load_json(path / TRAINER_STATE_NAME, None)
     if state is None:
-        checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+        states = path.glob(f"{CHECKPOINT_PATTERN}/{TRAINER_STATE_NAME}")
+        checkpoints = sorted(states, key=lambda file: file.stat().st_mtime)
         state = load_json(checkpoints[-1], {}) if checkpoints else {}
     log = path / LOG_NAME
     return RunFolder(

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
 from dsocr.data.image_files import UnreadableImageError, image_name, open_image
 from dsocr.data.importers.annotations import AnnotatedImage
@@ -123,9 +124,9 @@ def prepare_dataset(
     if options.level not in LEVELS:
         raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")
     folder = Path(output_dir)
-    if (folder / "metadata.jsonl").exists():
+    if (folder / METADATA_NAME).exists():
         raise ValueError(f"--output {folder}: holds a dataset already; name another folder, or delete it.")
-    images = folder / "images"
+    images = folder / IMAGES_FOLDER
     images.mkdir(parents=True, exist_ok=True)
     annotated = parse_annotations(source, bad)
     if annotated is None:
@@ -143,11 +144,11 @@ def prepare_dataset(
             row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
-    bad.write(folder / "skipped_samples.json")
+    bad.write(folder / SKIPPED_NAME)
     if not count:
         partial.unlink()
         shutil.rmtree(images)
         raise ValueError(f"{source}: no usable sample; {bad.summary()}.")
-    partial.rename(folder / "metadata.jsonl")
+    partial.rename(folder / METADATA_NAME)
     logger.info("%d samples in %s; %s", count, folder, bad.summary())
     return count

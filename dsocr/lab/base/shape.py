@@ -7,14 +7,12 @@ row. Each tile becomes 3 x 3 image tokens, so a whole line has 27 columns of the
 import math
 from dataclasses import dataclass
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, UnlimitedOcrConfig
 
-from dsocr.lab.tiny import RUSSIAN
+from dsocr.lab.tiny import RUSSIAN, initialize
 from dsocr.models.loading import find_model_class
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.tokenizer import BOS, EOS, IMAGE_TOKEN, PAD
@@ -122,29 +120,6 @@ def _config(shape: BaseShape, vocabulary: int) -> UnlimitedOcrConfig:
     return UnlimitedOcrConfig(text_config=text, vision_config=vision, image_token_id=vocabulary - 1)
 
 
-@torch.no_grad()
-def _initialize(model: PreTrainedModel, seed: int) -> None:
-    """Weights at the scale of their fan-in, position tables small: otherwise they outweigh the image, and SAM's own
-    initialisation (std 1e-10) makes denormals, which slow a CPU down tenfold."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            if name.endswith(("view_separator", "image_newline", "class_embedding")):
-                parameter.normal_(std=0.1, generator=generator)
-        elif "rel_pos" in name:
-            parameter.zero_()
-        elif "pos_embed" in name or "position_embedding" in name or name.startswith("lm_head"):
-            parameter.normal_(std=0.02, generator=generator)
-        elif "embed_tokens" in name:
-            parameter.normal_(std=0.5, generator=generator)
-        else:
-            fan_in = parameter[0].numel() if parameter.ndim != 3 else parameter.shape[-1]
-            parameter.normal_(std=1 / math.sqrt(fan_in), generator=generator)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            module.bias.zero_()
-
-
 def build_base_model(shape: BaseShape, seed: int = 0) -> tuple[PreTrainedModel, OcrProcessor]:
     """The base with random weights (fp32) and its processor.
 
@@ -156,7 +131,7 @@ def build_base_model(shape: BaseShape, seed: int = 0) -> tuple[PreTrainedModel, 
     tokenizer = build_letter_tokenizer()
     config = _config(shape, len(tokenizer))
     model = find_model_class(config.model_type)(config)
-    _initialize(model, seed)
+    initialize(model, seed)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
