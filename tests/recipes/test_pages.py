@@ -180,7 +180,7 @@ def test_the_notebook_page_works_from_photographs_to_a_merged_model(tmp_path, mo
         else:
             recipe.main(parse_recipe(KINDS[name], words, None))
         done.append(name)
-    assert done == ["transcribe"] * 2 + ["sft_lora"] * 2 + ["evaluate", "transcribe", "report", "merge"]
+    assert done == ["transcribe"] * 2 + ["sft_lora"] * 2 + ["evaluate", "transcribe", "sft_lora", "report", "merge"]
     for path in (
         "outputs/notebook/report.html",
         "outputs/notebook_test/report.html",
