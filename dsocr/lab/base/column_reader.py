@@ -5,19 +5,26 @@ from the first step and thrown away afterwards. Source of the loss: Graves et al
 """
 
 import itertools
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from dsocr.lab.base.alignment import align_letters, guidance_loss
 from dsocr.lab.base.shape import TILE_TOKENS
-from dsocr.samples.collator import OcrCollator
+from dsocr.samples.collator import IGNORED, OcrCollator
 from dsocr.samples.processor import OcrProcessor
 
 
 # A column of image tokens is 27 pixels wide, up to four letters of a small hand; CTC needs an output for each.
 SYMBOLS_PER_COLUMN = 4
+# CTC loss per letter up to which a line's letters have a place to look at.
+PLACED = 1.5
+# Weight of the guided attention beside the language loss and the CTC loss.
+GUIDANCE_WEIGHT = 1.0
 
 
 class ColumnReader(nn.Module):
@@ -43,40 +50,87 @@ class ColumnReader(nn.Module):
         return symbols.float().log_softmax(-1).transpose(0, 1)
 
 
+class JointLosses(NamedTuple):
+    """Losses of lines of one tile grid.
+
+    Attributes:
+        total: What is minimised, a scalar.
+        language: Language loss of every line, the mean over its letters and its end, `[lines]`, without gradients.
+        reader: CTC loss of every line per letter, `[lines]`, without gradients; `None` where the grid has several rows of
+            tiles, which the auxiliary reader cannot follow.
+        guidance: Loss of the guided attention, a scalar without gradients.
+    """
+
+    total: torch.Tensor
+    language: torch.Tensor
+    reader: torch.Tensor | None
+    guidance: torch.Tensor
+
+
+def _language_of_lines(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
+    )
+    return losses.sum(1) / (labels[:, 1:] != IGNORED).sum(1)
+
+
+def _read_columns(
+    reader: ColumnReader, mosaic: torch.Tensor, columns: int, targets: list[list[int]], blank: int
+) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """CTC loss of every line per letter, and the column of each letter, `-1` on lines that are not read yet."""
+    log_probabilities = reader(mosaic, columns)
+    lengths = torch.tensor([len(target) for target in targets])
+    losses = functional.ctc_loss(
+        log_probabilities,
+        torch.tensor(list(itertools.chain.from_iterable(targets))),
+        torch.full((len(targets),), log_probabilities.shape[0]),
+        lengths,
+        blank=blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+    losses = losses / lengths
+    paths = align_letters(log_probabilities.detach().numpy(), targets, blank)
+    placed = [
+        np.where((path < 0) | (loss > PLACED), -1, path // SYMBOLS_PER_COLUMN)
+        for path, loss in zip(paths, losses.tolist(), strict=True)
+    ]
+    return losses, placed
+
+
 def joint_losses(
     model: PreTrainedModel, reader: ColumnReader, processor: OcrProcessor, rows: list[dict]
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> JointLosses:
     """Losses of lines of one tile grid.
 
     Args:
-        model: The base in training mode.
+        model: The base in training mode, with eager attention: no other implementation gives the attention away.
         reader: Its auxiliary reader.
         processor: Its processor.
         rows: `{"image", "text"}` of every line.
-
-    Returns:
-        The language loss, and the CTC loss of every line per letter, `[lines]`; it is 0 where the grid has several rows,
-        which the auxiliary reader cannot follow.
     """
     batch = OcrCollator(processor)(rows)
     images = {name: batch.pop(name) for name in list(batch) if name.startswith(("pixel_values", "num_", "patches_"))}
     outputs = model.model.get_image_features(**images, return_dict=True)
-    language = model(**batch, mm_encoder_outputs={"image": outputs}).loss
+    read = model(**batch, mm_encoder_outputs={"image": outputs}, output_attentions=True)
+    language = _language_of_lines(read.logits.detach(), batch["labels"])
     tile_columns, tile_rows = images["patches_grid"][0]
     if tile_rows > 1:
-        return language, torch.zeros(len(rows))
-    columns = tile_columns * TILE_TOKENS
-    mosaic = torch.stack([feature[: TILE_TOKENS * (columns + 1)] for feature in outputs.pooler_output])
-    targets = [processor.encode_answer(row["text"])[:-1] for row in rows]
-    lengths = torch.tensor([len(target) for target in targets])
-    log_probabilities = reader(mosaic, columns)
-    auxiliary = functional.ctc_loss(
-        log_probabilities,
-        torch.tensor(list(itertools.chain.from_iterable(targets))),
-        torch.full((len(rows),), log_probabilities.shape[0]),
-        lengths,
-        blank=processor.tokenizer.pad_token_id,
-        reduction="none",
-        zero_infinity=True,
+        return JointLosses(read.loss, language, None, torch.zeros(()))
+    columns = int(tile_columns) * TILE_TOKENS
+    losses, placed = _read_columns(
+        reader,
+        torch.stack([feature[: TILE_TOKENS * (columns + 1)] for feature in outputs.pooler_output]),
+        columns,
+        [processor.encode_answer(row["text"])[:-1] for row in rows],
+        processor.tokenizer.pad_token_id,
     )
-    return language, auxiliary / lengths
+    guidance = guidance_loss(
+        read.attentions,
+        placed,
+        first_image=int((batch["input_ids"][0] == processor.image_token_id).nonzero()[0]),
+        first_answer=int((batch["labels"][0] != IGNORED).nonzero()[0]),
+        shape=(TILE_TOKENS, columns),
+    )
+    total = read.loss + losses.mean() + GUIDANCE_WEIGHT * guidance
+    return JointLosses(total, language, losses.detach(), guidance.detach())

@@ -11,6 +11,8 @@ FIRST_LETTERS, MOST_LETTERS = 4, 60
 # CTC loss per letter under which lines grow longer, and under which more hands come in. Not lower: the auxiliary reader sees
 # three columns, too few to tell the letters that both scripts share.
 READ_PRINT, READ_ALL = 1.3, 1.2
+# Language loss of print under which more than a share of FEW_HANDS comes in: the decoder learns to follow a line on print.
+WRITTEN_PRINT, FEW_HANDS = 0.6, 0.5
 HANDS_FROM_LETTERS = 16
 MOST_HANDS, MOST_REAL = 0.75, 0.45
 HAND_STEP, REAL_STEP = 0.02, 0.01
@@ -61,17 +63,19 @@ def advance(curriculum: Curriculum, losses: dict[str, float], overall: float, ha
 
     Args:
         curriculum: The one of the chunk that was trained on.
-        losses: CTC loss per letter by kind of line, of that chunk.
-        overall: The same over all its lines.
+        losses: `reader_KIND` (CTC loss per letter) and `language_KIND` (language loss) by kind of line, of that chunk.
+        overall: CTC loss over all its lines.
         hand_cer: CER of rendered hands at the last evaluation.
     """
     patience = FIRST_PATIENCE if curriculum.letters == FIRST_LETTERS else PATIENCE
     forced = curriculum.waited + 1 >= patience
     letters, hand, real = curriculum.letters, curriculum.hand, curriculum.real
-    if letters < MOST_LETTERS and (losses.get("print", overall) < READ_PRINT or forced):
+    if letters < MOST_LETTERS and (losses.get("reader_print", overall) < READ_PRINT or forced):
         letters = min(MOST_LETTERS, letters + max(1, letters // 12))
-    if letters >= HANDS_FROM_LETTERS and hand < MOST_HANDS and (overall < READ_ALL or forced):
-        hand = round(min(MOST_HANDS, hand + HAND_STEP), 4)
+    written = losses.get("language_print", 0.0) < WRITTEN_PRINT
+    most_hands = MOST_HANDS if written else max(hand, FEW_HANDS)
+    if letters >= HANDS_FROM_LETTERS and hand < most_hands and (overall < READ_ALL or forced):
+        hand = round(min(most_hands, hand + HAND_STEP), 4)
     read = hand >= MOST_HANDS and hand_cer is not None and hand_cer < READ_HANDS
     if real < MOST_REAL and (real or read):
         real = round(min(MOST_REAL, real + REAL_STEP), 4)

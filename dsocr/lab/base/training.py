@@ -33,30 +33,41 @@ def _learning_rate(progress: Progress, arguments: BaseArguments) -> float:
 
 
 def train_chunk(run: Run, batches: list, arguments: BaseArguments, bar: tqdm) -> dict[str, list[float]]:
-    """Train on a chunk's batches; returns every line's CTC loss by kind, and `language`: every batch's language loss."""
+    """Train on a chunk's batches.
+
+    Returns:
+        `reader_KIND` and `language_KIND`: CTC loss and language loss of every line of a kind; `guidance` of every batch.
+    """
     losses = defaultdict(list)
     for lines in batches:
         for group in run.optimizer.param_groups:
             group["lr"] = _learning_rate(run.progress, arguments)
         rows = [{"image": line.image, "text": line.text} for line in lines]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.schedule.bf16):
-            language, auxiliary = joint_losses(run.model, run.reader, run.processor, rows)
-        (language + auxiliary.mean()).backward()
+            found = joint_losses(run.model, run.reader, run.processor, rows)
+        found.total.backward()
         nn.utils.clip_grad_norm_(run.parameters, 1.0)
         run.optimizer.step()
         run.optimizer.zero_grad()
         run.progress.step += 1
         run.progress.lines += len(lines)
-        if lines[0].grid[1] == 1:
-            for line, loss in zip(lines, auxiliary.tolist(), strict=True):
-                losses[line.kind].append(loss)
-        losses["language"].append(language.item())
+        for line, loss in zip(lines, found.language.tolist(), strict=True):
+            losses[f"language_{line.kind}"].append(loss)
+        if found.reader is not None:
+            losses["guidance"].append(found.guidance.item())
+            for line, loss in zip(lines, found.reader.tolist(), strict=True):
+                losses[f"reader_{line.kind}"].append(loss)
         bar.update(len(lines))
     return losses
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / max(1, len(values))
+
+
+def _mean_of(losses: dict[str, list[float]], name: str) -> float:
+    """Mean over the lines of all kinds."""
+    return _mean([value for key, values in losses.items() if key.startswith(name) for value in values])
 
 
 def _record(run: Run, sets: dict, window: dict[str, list[float]], folder: Path) -> None:
@@ -121,13 +132,18 @@ def pretrain_base(arguments: BaseArguments) -> Run:
         losses = train_chunk(run, batches, arguments, bar)
         for name, values in losses.items():
             window[name] += values
-        kinds = {name: _mean(values) for name, values in losses.items() if name != "language"}
-        overall = _mean([value for name, values in losses.items() if name != "language" for value in values])
-        progress.curriculum = asdict(advance(curriculum, kinds, overall, progress.hand_cer))
+        means = {name: _mean(values) for name, values in losses.items()}
+        overall = _mean_of(losses, "reader")
+        progress.curriculum = asdict(advance(curriculum, means, overall, progress.hand_cer))
         progress.chunk += 1
         progress.seconds = earlier + time.perf_counter() - start
         _return_free_memory()
-        bar.set_postfix(ctc=f"{overall:.2f}", lm=f"{_mean(losses['language']):.2f}", **progress.curriculum)
+        bar.set_postfix(
+            ctc=f"{overall:.2f}",
+            lm=f"{_mean_of(losses, 'language'):.2f}",
+            guide=f"{_mean(losses['guidance']):.2f}",
+            **progress.curriculum,
+        )
         done = 0 <= progress.decaying <= progress.step - arguments.decay_steps if arguments.decay_steps else False
         done = done or progress.chunk == arguments.max_chunks
         if done or progress.chunk % arguments.schedule.eval_chunks == 0:
