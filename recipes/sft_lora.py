@@ -47,7 +47,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 def main(args: ParsedArguments) -> None:
     output_dir = args.training.output_dir
     stage = start_run(output_dir, is_main=args.is_main)
-    resume = resolve_resume(args.training.resume_from_checkpoint, output_dir, replace=args.is_demo)
+    resume = resolve_resume(args.training.resume_from_checkpoint, output_dir, replace=args.is_fresh)
     name, source = name_model_and_data(args)
 
     ################

@@ -12,6 +12,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from dsocr.cli.parser import RecipeParser, flag
 from dsocr.common.machine import half_dtype
 from dsocr.data.checking import OnBadSample
+from dsocr.data.training_sets import parse_fold, parse_named_path
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.samples.geometry import LAYOUTS
 from dsocr.training.trackers import check_trackers
@@ -50,6 +51,9 @@ class OcrScriptArguments(ScriptArguments):
         "Compute the vision features of every image once, while the vision tower is frozen, and keep them: auto (in "
         "memory, or in output_dir when they need more than 8 GiB), off, or a folder that further runs use too.",
         metavar="auto|off|FOLDER",
+    )
+    overwrite_output_dir: bool = flag(
+        False, "Start afresh in a folder with checkpoints of an earlier run: they are deleted."
     )
     max_train_samples: int | None = flag(None, "Train on no more than this many lines.")
     max_eval_samples: int | None = flag(200, "Evaluate on no more than this many held-out lines.")
@@ -92,6 +96,11 @@ class ParsedArguments(NamedTuple):
     def is_demo(self) -> bool:
         """Whether this is the built-in demonstration: neither a model nor a dataset is named."""
         return self.model.model_name_or_path is None and self.script.dataset_name is None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the checkpoints of an earlier run are deleted: asked for, or the demonstration, which is the same each time."""
+        return self.script.overwrite_output_dir or (self.is_demo and not self.training.resume_from_checkpoint)
 
 
 def recipe_defaults(*, planning: bool = False) -> dict:
@@ -215,6 +224,12 @@ def _check(script_args: OcrScriptArguments, training_args: SFTConfig, model_args
     check_target_modules(model_args.lora_target_modules)
     check_quantization(script_args, model_args)
     check_trackers(training_args.report_to)
+    if script_args.fold is not None:
+        parse_fold(script_args.fold)
+    for word in script_args.extra_eval_datasets:
+        parse_named_path(word)
+    if script_args.overwrite_output_dir and training_args.resume_from_checkpoint:
+        raise ValueError("--overwrite_output_dir starts afresh, --resume_from_checkpoint goes on: give one of them.")
     if script_args.augment and training_args.dataloader_persistent_workers:
         raise ValueError(
             "--augment needs --dataloader_persistent_workers false: such workers never hear of a new epoch."

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from safetensors import SafetensorError
 
+from dsocr.common.problems import check_problem
+
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +25,12 @@ class UnusableSampleError(ValueError):
     """A sample cannot be used.
 
     Attributes:
-        reason: A short word for counting: `missing`, `too_small`, `empty_text`, ...
+        reason: Its name in `dsocr.common.problems.PROBLEMS`, for counting.
     """
 
     # A DataLoader rebuilds a worker's error from its message alone: the message comes first and must suffice.
-    def __init__(self, message: str, reason: str = "unusable"):
+    def __init__(self, message: str, reason: str):
+        check_problem(reason)
         super().__init__(message)
         self.reason = reason
 

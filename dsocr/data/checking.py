@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from dsocr.common.errors import UnusableSampleError
 from dsocr.common.files import write_json
+from dsocr.common.problems import check_problem
 from dsocr.data.image_files import check_image
 
 
@@ -45,9 +46,15 @@ class BadSamples:
     def add(self, reason: str, where: str, message: str) -> None:
         """Refuse or count one sample.
 
+        Args:
+            reason: Its name in `dsocr.common.problems.PROBLEMS`.
+            where: File and row.
+            message: What is wrong, for people.
+
         Raises:
             BadSampleError: when `on_bad_sample` is `"raise"`.
         """
+        check_problem(reason)
         if self.on_bad_sample == "raise":
             raise BadSampleError(f"{where}: {message} (pass --on_bad_sample skip to leave such samples out)")
         self.counts[reason] += 1

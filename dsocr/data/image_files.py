@@ -29,8 +29,7 @@ _DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.D
 
 
 class UnreadableImageError(UnusableSampleError):
-    """An image cannot be used. Reasons: missing, unreadable, blank, several_pages, too_small, too_elongated, too_large,
-    outside_folder."""
+    """An image cannot be used."""
 
     def __init__(self, message: str, reason: str = "unreadable"):
         super().__init__(message, reason)
@@ -79,7 +78,7 @@ def _register_heif(name: str) -> None:
         UnreadableImageError: where it is not; the message says how to install it.
     """
     if find_spec("pillow_heif") is None:
-        raise UnreadableImageError(f"{name}: HEIC images need `pip install pillow-heif`.")
+        raise UnreadableImageError(f"{name}: HEIC images need `pip install pillow-heif`.", "needs_plugin")
     from pillow_heif import register_heif_opener
 
     register_heif_opener()

@@ -91,7 +91,7 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
 
     Args:
         dataset: As in `split_by_page`.
-        fold: Number of the fold to hold out, from 1.
+        fold: Number of the fold to hold out, from 1 to `n_folds`; `dsocr.data.training_sets.parse_fold` checks it.
         n_folds: Number of folds, at least 2.
         seed: Seed of the choice; use the same for all folds.
 
@@ -99,10 +99,8 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
         `(train, validation)`.
 
     Raises:
-        ValueError: for a fold that does not exist, or more folds than pages.
+        ValueError: for more folds than pages.
     """
-    if n_folds < 2 or not 1 <= fold <= n_folds:
-        raise ValueError(f"fold {fold} of {n_folds}: folds count from 1, and there are at least 2.")
     pages = _page_names(dataset)
     lines_of, sizes, held_out = Counter(pages), [0] * n_folds, set()
     for stratum in _strata(pages, dataset["text"], seed):

@@ -76,17 +76,29 @@ class TrainingSets:
         return self.train.select(range(0, len(self.train), step)[:TRAIN_SAMPLE])
 
 
-def _parse_named_path(word: str) -> tuple[str, str]:
+def parse_named_path(word: str) -> tuple[str, str]:
+    """Name and path of a word of `--extra_eval_datasets`.
+
+    Raises:
+        ValueError: it is not NAME=PATH, or the name is taken.
+    """
     name, found, path = word.partition("=")
     if not found or not name or not path or name == HELD_OUT:
         raise ValueError(f"--extra_eval_datasets {word}: write NAME=PATH, with a name other than {HELD_OUT}.")
     return name, path
 
 
-def _parse_fold(word: str) -> tuple[int, int]:
+def parse_fold(word: str) -> tuple[int, int]:
+    """Number of the fold that is held out, from 1, and number of folds.
+
+    Raises:
+        ValueError: it is not of the form `2/5`, or there is no such fold.
+    """
     fold, found, n_folds = word.partition("/")
-    if not found or not fold.isdigit() or not n_folds.isdigit():
+    if not found or not fold.isdecimal() or not n_folds.isdecimal():
         raise ValueError(f"--fold {word}: write 2/5 for the second of five folds.")
+    if int(n_folds) < 2 or not 1 <= int(fold) <= int(n_folds):
+        raise ValueError(f"--fold {word}: of {n_folds} folds, take one from 1/{n_folds} to {n_folds}/{n_folds}.")
     return int(fold), int(n_folds)
 
 
@@ -95,13 +107,13 @@ def _draw(dataset: Dataset, count: int | None, seed: int) -> Dataset:
     return dataset if count is None or len(dataset) <= count else dataset.shuffle(seed).select(range(count))
 
 
-def _log_unused(source: Source, options: DataOptions) -> None:
+def _log_unused(source: Source, used: tuple[str, ...]) -> None:
     """Name the splits of a source that this run neither trains on nor holds out."""
     counts = source.count_splits()
     names = [name for name in counts if name]
-    used = {find_split(options.train_split, names), find_split(options.test_split, names), None}
+    taken = {find_split(split, names) for split in used}
     for name, count in counts.items():
-        if name not in used:
+        if name is not None and name not in taken:
             logger.warning(
                 "%d rows of split %s are not used: hold them out with --dataset_test_split %s, or read them with "
                 "--extra_eval_datasets",
@@ -113,15 +125,18 @@ def _log_unused(source: Source, options: DataOptions) -> None:
 
 def _divide(source: Source, measure: Measure, options: DataOptions) -> tuple[Dataset, Dataset]:
     """Divide one source into train and held-out rows."""
-    brings_test = source.has_split(options.test_split)
+    names_splits = bool(source.count_splits()) or source.has_split(options.train_split)
+    # By its name even where there is no test split: rows of a misspelt split must not be trained on.
+    train_split = options.train_split if names_splits else None
     if options.fold is not None:
-        train = source.load(options.train_split if brings_test else None, measure=measure)
-        return split_into_fold(train, *_parse_fold(options.fold), options.seed)
-    if brings_test:
-        _log_unused(source, options)
-        train = source.load(options.train_split, measure=measure)
+        _log_unused(source, (options.train_split,))
+        train = source.load(train_split, measure=measure)
+        return split_into_fold(train, *parse_fold(options.fold), options.seed)
+    _log_unused(source, (options.train_split, options.test_split))
+    train = source.load(train_split, measure=measure)
+    if source.has_split(options.test_split):
         return train, source.load(options.test_split, measure=measure)
-    return split_by_page(source.load(measure=measure), options.validation_fraction, options.seed)
+    return split_by_page(train, options.validation_fraction, options.seed)
 
 
 def load_training_sets(
@@ -139,7 +154,7 @@ def load_training_sets(
     Raises:
         As `load_ocr_dataset` and `split_by_page`; ValueError when an entry of `options.extra` is not NAME=PATH.
     """
-    named = dict(_parse_named_path(word) for word in options.extra)
+    named = dict(parse_named_path(word) for word in options.extra)
     image_column, text_column = options.image_column, options.text_column
     found = Source(
         source,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsocr.common.files import write_json
+from dsocr.common.problems import PROBLEMS
 from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON, IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
 from dsocr.data.loading import KEPT_COLUMNS, parse_local_rows
@@ -26,18 +27,6 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 5
 PICTURES = 12
-# Rows with these findings are left out of a repaired copy.
-_LEFT_OUT = (
-    "missing",
-    "unreadable",
-    "too_small",
-    "too_elongated",
-    "too_large",
-    "blank",
-    "several_pages",
-    "empty_text",
-    "reserved_token",
-)
 
 
 @dataclass
@@ -226,7 +215,7 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
     folder = Path(output_dir)
     if (folder / METADATA_NAME).exists():
         raise ValueError(f"--fix {folder}: holds a dataset already; name another folder.")
-    unusable = {index: f for f in examination.findings if f.kind in _LEFT_OUT for index in f.rows}
+    unusable = {index: f for f in examination.findings if f.kind in PROBLEMS for index in f.rows}
     copied = _proven_copies(examination)
     (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
     left_out, count = BadSamples("skip"), 0

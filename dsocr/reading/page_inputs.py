@@ -23,12 +23,14 @@ class PageInput:
     Attributes:
         name: The file, with `#page=3` for a page of a PDF.
         image: RGB image; `None` when it could not be opened.
-        problem: The reason; empty without a problem.
+        problem: The reason, for people; empty without a problem.
+        reason: Its name in `dsocr.common.problems.PROBLEMS`.
     """
 
     name: str
     image: Image.Image | None
     problem: str = ""
+    reason: str = ""
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -79,7 +81,7 @@ def _pdf_pages(path: Path, dpi: int) -> Iterator[PageInput]:
     try:
         document = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
-        yield PageInput(str(path), None, f"{path}: not a PDF file that can be read ({error}).")
+        yield PageInput(str(path), None, f"{path}: not a PDF file that can be read ({error}).", "unreadable")
         return
     with closing(document):
         for number in range(len(document)):
@@ -89,12 +91,12 @@ def _pdf_pages(path: Path, dpi: int) -> Iterator[PageInput]:
                 width, height = (side / POINTS_PER_INCH * dpi for side in page.get_size())
                 if width * height > MAX_PIXELS:
                     text = f"{name}: {width:.0f}x{height:.0f} pixels at {dpi} dpi; give a lower --dpi."
-                    yield PageInput(name, None, text)
+                    yield PageInput(name, None, text, "too_large")
                     continue
                 image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
                 page.close()
             except (pypdfium2.PdfiumError, ValueError, OSError) as error:
-                yield PageInput(name, None, f"{name}: cannot be drawn ({error}).")
+                yield PageInput(name, None, f"{name}: cannot be drawn ({error}).", "unreadable")
                 continue
             yield PageInput(name, image)
 
@@ -122,12 +124,15 @@ def _image_pages(path: Path) -> Iterator[PageInput]:
         # Open from memory, so that no file stays open.
         source = {"bytes": path.read_bytes(), "path": str(path)}
         pages = count_pages(source)
-    except (UnreadableImageError, OSError) as error:
-        yield PageInput(str(path), None, str(error))
+    except UnreadableImageError as error:
+        yield PageInput(str(path), None, str(error), error.reason)
+        return
+    except OSError as error:
+        yield PageInput(str(path), None, str(error), "unreadable")
         return
     for number in range(pages):
         name = f"{path}#page={number + 1}" if pages > 1 else str(path)
         try:
             yield PageInput(name, open_image(source, number))
         except UnreadableImageError as error:
-            yield PageInput(name, None, str(error))
+            yield PageInput(name, None, str(error), error.reason)

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from dsocr.common.run_files import SKIPPED_NAME
 from dsocr.reading.transcription import TranscribedPage
 
 
@@ -123,6 +124,12 @@ class AltoWriter:
 
     def close(self, *, complete: bool) -> None:
         pass
+
+
+def name_skipped(output: str | Path) -> Path:
+    """The file for the inputs that could not be read: in the output's folder, or beside the output's file."""
+    path = Path(output)
+    return path / SKIPPED_NAME if path.is_dir() else path.with_name(f"{path.name}.{SKIPPED_NAME}")
 
 
 def open_writer(kind: str, output: str | None, *, with_names: bool) -> TranscriptWriter:

@@ -39,13 +39,13 @@ class TranscribedPage:
         name: Its name, see `PageInput`.
         size: `(width, height)` in pixels; `(0, 0)` when it could not be opened.
         lines: Its lines; without segmentation a single one, the whole image.
-        problem: The reason for missing lines; empty without a problem.
+        problems: For every part that is missing its name in `dsocr.common.problems.PROBLEMS`, and a message for people.
     """
 
     name: str
     size: tuple[int, int] = (0, 0)
     lines: list[TranscribedLine] = field(default_factory=list)
-    problem: str = ""
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -55,18 +55,22 @@ class TranscribedPage:
 
 def _prepare(page: PageInput, processor: OcrProcessor, detect: Detector | None) -> TranscribedPage:
     if page.image is None:
-        return TranscribedPage(page.name, problem=page.problem)
+        return TranscribedPage(page.name, problems=[(page.reason, page.problem)])
     prepared = TranscribedPage(page.name, page.image.size)
     cut = [((0, 0, *page.image.size), page.image)] if detect is None else cut_lines(page.image, detect)
     for box, image in cut:
         try:
             processor.prepare(image)
-        except (UnreadableImageError, ValueError) as error:
-            prepared.problem = f"{page.name}: {error}"
+        except UnreadableImageError as error:
+            prepared.problems.append((error.reason, f"{page.name}: {error}"))
+            continue
+        # The geometry refuses a strip whose global view would be under one pixel high.
+        except ValueError as error:
+            prepared.problems.append(("too_elongated", f"{page.name}: {error}"))
             continue
         prepared.lines.append(TranscribedLine(box, image))
-    if not prepared.lines and not prepared.problem:
-        prepared.problem = f"{page.name}: no line of text was found on this page."
+    if not prepared.lines and not prepared.problems:
+        prepared.problems.append(("no_line", f"{page.name}: no line of text was found on this page."))
     return prepared
 
 

@@ -72,7 +72,7 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path, *, replace:
     Args:
         value: `True`, `"true"` (the newest complete checkpoint of `output_dir`), a path, or `None`/`"false"`.
         output_dir: The run's folder.
-        replace: Delete the checkpoints of an earlier run instead of refusing a fresh one; for the demonstration.
+        replace: Delete the checkpoints of an earlier run instead of refusing a fresh one.
 
     Returns:
         The checkpoint folder, `None` to start afresh.
@@ -91,7 +91,7 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path, *, replace:
             names = ", ".join(path.name for path in earlier[:3])
             raise ValueError(
                 f"--output_dir {output_dir} holds {names} of an earlier run. Go on with that run "
-                "(--resume_from_checkpoint), name another folder, or delete those checkpoints."
+                "(--resume_from_checkpoint), name another folder, or start afresh (--overwrite_output_dir deletes them)."
             )
         return None
     if value is True or str(value).lower() in ("true", "yes", "1"):

@@ -168,6 +168,11 @@ def test_the_demonstration_is_used_when_nothing_is_named(tmp_path):
         (["--lora_r", "0"], "must be at least 1"),
         (["--lora_dropout", "1"], "must be from 0.0 to 0.99"),
         (["--dataloader_num_workers", "-1"], "must be from 0 to 1024"),
+        (["--fold", "2"], "write 2/5 for the second of five"),
+        (["--fold", "6/5"], "--fold 6/5: of 5 folds, take one from 1/5 to 5/5"),
+        (["--fold", "1/1"], "--fold 1/1"),
+        (["--extra_eval_datasets", "print=a/", "nonsense"], "--extra_eval_datasets nonsense: write NAME=PATH"),
+        (["--overwrite_output_dir", "--resume_from_checkpoint"], "give one of them"),
     ],
 )
 def test_flags_that_would_be_ignored_or_fail_later_are_refused(argv, words, capsys):

@@ -147,6 +147,21 @@ def test_an_unknown_word_for_a_split_stops_the_run(tmp_path):
     assert len(sets.train) == 2 and sets.held_out["text"] == ["t1"]
 
 
+def test_a_misspelt_split_stops_the_run_also_where_no_row_is_a_test_row(tmp_path):
+    folder = with_splits(tmp_path, ["train"] * 8 + ["tset"] * 2)
+    for options in (DataOptions(validation_fraction=0.5), DataOptions(fold="1/2")):
+        with pytest.raises(ValueError, match="metadata.jsonl:9: the split 'tset' is not one of"):
+            load_training_sets(folder, measure_row, BadSamples(), options)
+
+
+def test_a_fold_names_the_test_rows_that_it_leaves_out(three_splits, caplog):
+    with caplog.at_level(logging.WARNING):
+        sets = load_training_sets(three_splits, measure_row, BadSamples(), DataOptions(fold="1/2"))
+    assert len(sets.train) + len(sets.held_out) == 4
+    assert "3 rows of split validation are not used" in caplog.text
+    assert "2 rows of split test are not used" in caplog.text
+
+
 def test_a_row_without_a_split_among_rows_with_one_is_counted(tmp_path):
     folder = with_splits(tmp_path, ["train", "test", None])
     with pytest.raises(BadSampleError, match="metadata.jsonl:3: this row names no split"):

@@ -138,7 +138,7 @@ def test_pages_come_back_in_order_and_problems_with_them(reader, printed):
     inputs.insert(5, PageInput("thin.png", Image.new("RGB", (4000, 5))))
     pages = list(transcribe_pages(Reader(model, processor, ""), inputs, ReadingOptions(batch_size=2, progress=False)))
     assert [page.name for page in pages] == [page.name for page in inputs]
-    assert [bool(page.problem) for page in pages].count(True) == 2
+    assert [bool(page.problems) for page in pages].count(True) == 2
     read = [page.text for page in pages if page.lines]
     assert read == transcribe(model, processor, [line.image for line in printed], ReadingOptions(progress=False))
     assert all(0 < line.confidence <= 1 for page in pages for line in page.lines)
@@ -158,7 +158,7 @@ def test_whole_pages_are_cut_and_read_line_by_line(reader, printed):
     )
     assert len(read.lines) == 3 and read.size == (300, 200)
     assert [line.box[1] for line in read.lines] == sorted(line.box[1] for line in read.lines)
-    assert "no line of text was found" in blank.problem
+    assert "no line of text was found" in blank.problems[0][1]
 
 
 @pytest.fixture
