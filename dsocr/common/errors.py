@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -46,6 +47,9 @@ def _is_full_or_closed(error: BaseException) -> bool:
     # safetensors wraps the system's message for a full disk in its own exception type.
     if isinstance(error, SafetensorError):
         return "No space left" in str(error)
+    # torch.save reports a failed write with a position in its own file.
+    if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "PytorchStreamWriter" in str(error)):
+        return True
     return isinstance(error, OSError) and error.errno in _NOT_WRITABLE
 
 
@@ -73,6 +77,25 @@ def explain(error: BaseException, memory_advice: Callable[[], str] | None = None
     if isinstance(error, ValueError) and (_raised_in_dsocr(error) or type(error).__module__.startswith("dsocr.")):
         return str(error)
     return None
+
+
+@contextlib.contextmanager
+def blamed_on(path: str | Path) -> Iterator[None]:
+    """Name a file or folder in whatever a library raises over its content.
+
+    Libraries take odd values in configuration files for granted and fail on them with any type of error, far from the
+    file. Errors that `explain` knows pass untouched.
+
+    Raises:
+        ValueError: naming the path, in place of the library's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise ValueError(f"{path} is damaged, or holds values that do not fit each other ({reason}).") from error
 
 
 @contextlib.contextmanager

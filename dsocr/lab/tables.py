@@ -30,7 +30,7 @@ def save_result(folder: str | Path, kind: str, result: dict[str, Any]) -> Path:
     path = Path(folder) / f"{kind}_{device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # A dictionary keeps the place of a key whose value is replaced, so the order of the tables stays.
-    results = {_model_of(known): known for known in load_json(path, default=[])}
+    results = {_model_of(known): known for known in load_json(path, default=[], kind=list)}
     results[_model_of(result)] = result
     return write_json(path, list(results.values()))
 
@@ -51,7 +51,7 @@ def fill_page(folder: str | Path, kind: str) -> Path:
 
 def build_section(folder: str | Path, kind: str) -> str:
     """Markdown of every result of a kind, `"speed"` or `"memory"`, in a folder."""
-    results = {device: load_json(Path(folder) / f"{kind}_{device}.json", default=[]) for device in DEVICES}
+    results = {device: load_json(Path(folder) / f"{kind}_{device}.json", default=[], kind=list) for device in DEVICES}
     if kind == "speed":
         return "\n\n".join(describe_speed(result) for device in DEVICES for result in results[device])
     models = dict.fromkeys(_model_of(result) for device in DEVICES for result in results[device])

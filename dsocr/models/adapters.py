@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dsocr.common.errors import blamed_on
 from dsocr.common.files import load_json, write_json
 from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from dsocr.models.adapter_targets import prepare_adapter
@@ -86,7 +87,7 @@ def find_base(folder: str | Path) -> tuple[str, str | None]:
     folder = Path(folder)
     card, saved = load_adapter_card(folder), load_json(folder / ADAPTER_CONFIG_NAME, {})
     base = card.get("base_model_name_or_path") or saved.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"{folder} does not say what its base model is; give --model_name_or_path.")
     # The demonstration saves its base beside the adapter: look there, so that the run folder can be moved.
     beside = folder / Path(base).name
@@ -106,6 +107,26 @@ def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS_NAME} is damaged or half-written: {error}") from error
+
+
+def _load_config(folder: Path, stored: dict[str, torch.Tensor]) -> LoraConfig:
+    """The adapter's configuration, with the stored tensors' own modules in place of a regular expression.
+
+    A folder from outside may hold an expression that runs for hours, or a rank that fills the memory.
+    """
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder / ADAPTER_CONFIG_NAME}: peft_type {config.peft_type!r} is not LORA.")
+    largest = max((max(tensor.shape, default=0) for tensor in stored.values()), default=0)
+    for rank in (config.r, *config.rank_pattern.values()):
+        if not 1 <= rank <= largest:
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG_NAME}: rank {rank}, where the largest side of a tensor is {largest}."
+            )
+    if isinstance(config.target_modules, str):
+        names = {key.split(".lora_")[0] for key in stored if ".lora_" in key and ".experts" not in key}
+        config.target_modules = {name.removeprefix("base_model.model.") for name in names}
+    return config
 
 
 def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapter_name: str, folder: Path) -> None:
@@ -175,20 +196,21 @@ def load_adapter(
             f"{card.get('revision')!r}. Load that one (or pass allow_other_base=True if you know what you do)."
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), blamed_on(folder):
             # Hide PEFT's warning: `_check_every_tensor` raises an error for the same fault.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             if isinstance(model, PeftModel):
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
                 model.set_adapter(adapter_name)
             else:
-                config = prepare_adapter(model, PeftConfig.from_pretrained(folder))
+                config = prepare_adapter(model, _load_config(folder, stored))
                 model = PeftModel.from_pretrained(
                     model, folder, adapter_name=adapter_name, is_trainable=is_trainable, config=config
                 )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the adapter does not fit this base model: {error}") from error
-    _check_every_tensor(model, stored, adapter_name, folder)
+    with blamed_on(folder):
+        _check_every_tensor(model, stored, adapter_name, folder)
     logger.info("loaded adapter %s: %d tensors, every one checked", folder, len(stored))
     return model
 

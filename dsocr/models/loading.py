@@ -1,19 +1,21 @@
 """Load a base model strictly, with transformers' native classes."""
 
 import logging
+import math
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import cached_file
 
+from dsocr.common.errors import blamed_on
 from dsocr.common.files import load_json
 from dsocr.common.hub import check_hub
 from dsocr.models.config import PAD_TOKEN_ID, native_config
@@ -103,6 +105,24 @@ def _raise_on_difference(name: str, info: dict) -> None:
         )
 
 
+def _check_size(name_or_path: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Refuse a local folder whose config describes a far larger model than its files hold.
+
+    transformers would make the missing weights first, gigabytes of them, and only then find them missing.
+    """
+    stored = 0
+    for path in Path(name_or_path).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if stored and described > 2 * stored:
+        raise ModelLoadError(
+            f"{name_or_path}: config.json describes {described / 1e6:.0f} million parameters, and the *.safetensors beside "
+            f"it hold {stored / 1e6:.0f} million. One of them is damaged, or belongs to another model."
+        )
+
+
 def _stored_dtype(raw: dict) -> torch.dtype:
     return parse_dtype(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
 
@@ -161,37 +181,42 @@ def load_model(
             "while it is read, its routed experts included."
         )
     if config is None:
-        config = native_config(raw)
+        with blamed_on(f"config.json of {name_or_path}"):
+            config = native_config(raw)
     model_class = find_model_class(config.model_type)
     parsed_dtype = parse_dtype(dtype)
     quantization_config = None
     if load_in_4bit:
         compute_dtype = _stored_dtype(raw) if parsed_dtype == "auto" else parsed_dtype
         quantization_config = _quantization_config(quantize_vision, compute_dtype, quant_type, double_quant)
-    try:
-        model, info = model_class.from_pretrained(
-            name_or_path,
-            config=config,
-            revision=revision or "main",
-            dtype=parsed_dtype,
-            attn_implementation=attn_implementation,
-            device_map=device_map,
-            quantization_config=quantization_config,
-            use_safetensors=True,
-            # Let mismatches pass here: `_raise_on_difference` raises below and names the tensors.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"{name_or_path}: the weights could not be loaded: {error}") from error
+    with blamed_on(name_or_path):
+        try:
+            if Path(name_or_path).is_dir():
+                _check_size(name_or_path, model_class, config)
+            model, info = model_class.from_pretrained(
+                name_or_path,
+                config=config,
+                revision=revision or "main",
+                dtype=parsed_dtype,
+                attn_implementation=attn_implementation,
+                device_map=device_map,
+                quantization_config=quantization_config,
+                use_safetensors=True,
+                # Let mismatches pass here: `_raise_on_difference` raises below and names the tensors.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelLoadError(f"{name_or_path}: the weights could not be loaded: {error}") from error
     _raise_on_difference(name_or_path, info)
     split_global_attention(model)
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = PAD_TOKEN_ID
-    # Set pad_token_id only now: nn.Embedding(padding_idx=...) freezes that row if it is set before the model is built.
-    model.config.text_config.pad_token_id = model.generation_config.pad_token_id
-    model.generation_config.eos_token_id = config.text_config.eos_token_id
-    model.generation_config.bos_token_id = config.text_config.bos_token_id
+    with blamed_on(f"generation_config.json of {name_or_path}"):
+        if model.generation_config.pad_token_id is None:
+            model.generation_config.pad_token_id = PAD_TOKEN_ID
+        # Set pad_token_id only now: nn.Embedding(padding_idx=...) freezes that row if it is set before the model is built.
+        model.config.text_config.pad_token_id = model.generation_config.pad_token_id
+        model.generation_config.eos_token_id = config.text_config.eos_token_id
+        model.generation_config.bos_token_id = config.text_config.bos_token_id
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) / 1e9
     kind = quant_type if load_in_4bit else str(model.dtype).removeprefix("torch.")
     logger.info("loaded %s: %.3f GB of %s weights, 0 tensors missing, 0 unexpected", name_or_path, size, kind)

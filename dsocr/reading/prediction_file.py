@@ -14,7 +14,8 @@ class PredictionFileError(ValueError):
 class PredictionFile:
     """Predictions of one model on one dataset.
 
-    The first line holds the settings. A truncated last line (a crash, a full disk) is dropped and predicted again.
+    The first line holds the settings. A truncated last line (a crash, a full disk) is dropped and predicted again; where
+    no line is whole, the file begins anew.
 
     Args:
         path: The file; it is created.
@@ -29,29 +30,30 @@ class PredictionFile:
         self.rows: dict[int, dict[str, Any]] = {}
         # Convert through JSON: tuples become lists and compare equal to the loaded settings.
         settings = json.loads(json.dumps(settings))
-        if self.path.is_file() and self.path.stat().st_size:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
             self._read(settings)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_file() or not self.path.stat().st_size:
             self._append({"settings": settings})
 
     def _read(self, settings: dict[str, Any]) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").split("\n")[:-1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        if not whole:
+            return
         try:
-            entries = [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
+            entries = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
+        except ValueError as error:
             raise PredictionFileError(f"{self.path} is damaged ({error}); delete it to start again.") from error
-        found = entries[0].get("settings") if entries else None
+        found = entries[0].get("settings")
         if found != settings:
             changed = sorted(key for key in settings if (found or {}).get(key) != settings[key])
             raise PredictionFileError(
                 f"{self.path} was written with other settings ({', '.join(changed) or 'unknown'} differ); give another "
                 "--output_dir, or delete the file."
             )
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
         self.rows = {entry["index"]: entry for entry in entries[1:]}
 
     def _append(self, entry: dict[str, Any]) -> None:

@@ -39,7 +39,8 @@ class _StreamWriter:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Keep the file open for the whole run; `close` closes it. An earlier result stays until this one is whole.
-            self._stream = _partial(self._path).open("w", encoding="utf-8")
+            # A file name that is no UTF-8 reaches Python with half characters; they are written as \udcff.
+            self._stream = _partial(self._path).open("w", encoding="utf-8", errors="backslashreplace")
 
     def _put(self, text: str) -> None:
         self._stream.write(text)

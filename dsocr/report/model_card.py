@@ -6,18 +6,19 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dsocr.models.config import RELEASED
+from dsocr.report.pages import show_in_markdown
 
 
 _LOAD_ADAPTER = """import dsocr
 
-model = dsocr.load_model("{base}", dtype="bfloat16")
-model = dsocr.load_adapter(model, "{folder}")
-processor = dsocr.OcrProcessor.from_pretrained("{folder}")
+model = dsocr.load_model({base!r}, dtype="bfloat16")
+model = dsocr.load_adapter(model, {folder!r})
+processor = dsocr.OcrProcessor.from_pretrained({folder!r})
 """
 _LOAD_MERGED = """import dsocr
 
-model = dsocr.load_model("{folder}", dtype="bfloat16")
-processor = dsocr.OcrProcessor.from_pretrained("{folder}")
+model = dsocr.load_model({folder!r}, dtype="bfloat16")
+processor = dsocr.OcrProcessor.from_pretrained({folder!r})
 """
 
 
@@ -90,9 +91,9 @@ def write_model_card(folder: str | Path, results: dict[str, Any], *, merged: boo
 {card_data.to_yaml()}
 ---
 
-# {title}
+# {show_in_markdown(title)}
 
-This is {kind} {base}{f" (revision {revision})" if revision else ""}, trained with dsocr.
+This is {kind} {show_in_markdown(base)}{f" (revision {revision})" if revision else ""}, trained with dsocr.
 
 ## Error rates
 

@@ -30,6 +30,12 @@ def _show_character(character: str) -> str:
     return character if script == "none" else f"{character} ({script})"
 
 
+def show_in_markdown(text: Any) -> str:
+    """Make a text safe inside Markdown: no HTML, no end of the cell or of the line."""
+    plain = " ".join(str(text).split()).replace("|", "\\|")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _environment():
     from jinja2 import DictLoader, Environment, StrictUndefined
 
@@ -44,7 +50,7 @@ def _environment():
     )
     environment.filters["rate"] = lambda value: f"{value:.3f}"
     environment.filters["interval"] = lambda metrics: f"{metrics['cer_low']:.3f}-{metrics['cer_high']:.3f}"
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["cell"] = show_in_markdown
     environment.filters["character"] = _show_character
     environment.globals["marked"] = mark_differences
     return environment

@@ -84,6 +84,6 @@ def load_run_folder(path: str | Path) -> RunFolder:
         results=load_json(path / RESULTS_NAME, {}),
         history=state.get("log_history", []),
         log=log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else [],
-        gallery=load_json(path / GALLERY_FOLDER / GALLERY_INDEX, []),
+        gallery=load_json(path / GALLERY_FOLDER / GALLERY_INDEX, [], kind=list),
         data=load_json(path / DATA_SUMMARY_NAME, {}),
     )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from dsocr.common.errors import blamed_on
 from dsocr.common.hub import load_json_of
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.data.image_files import image_name, open_image
@@ -91,11 +92,12 @@ class OcrProcessor(ProcessorMixin):
             ValueError: when there is no tokenizer.json, or the version is unknown.
         """
         fields = load_json_of(name_or_path, PROCESSOR_NAME, revision)
-        if fields.pop("processor_class", None) != cls.__name__:
-            version = model_version(native_config(load_raw_config(str(name_or_path), revision)))
-            fields = {"version": version}
-        fields |= {key: value for key, value in overrides.items() if value is not None}
-        return cls(load_tokenizer(name_or_path, revision), **fields)
+        with blamed_on(f"{PROCESSOR_NAME}, config.json or the tokenizer of {name_or_path}"):
+            if fields.pop("processor_class", None) != cls.__name__:
+                version = model_version(native_config(load_raw_config(str(name_or_path), revision)))
+                fields = {"version": version}
+            fields |= {key: value for key, value in overrides.items() if value is not None}
+            return cls(load_tokenizer(name_or_path, revision), **fields)
 
     def encode_answer(self, text: str) -> list[int]:
         """Encode an answer, with one eos.

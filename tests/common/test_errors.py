@@ -28,6 +28,10 @@ def end_with(error):
         (torch.OutOfMemoryError("CUDA out of memory"), "--per_device_train_batch_size 1"),
         (OSError(errno.ENOSPC, "No space left on device", "outputs/x"), "outputs/x.*another output folder"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "another output folder"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 640"),
+            "another output folder",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "/outputs"), "/outputs"),
         (FileNotFoundError("--dataset_name x: there is no such file"), "--dataset_name x"),
     ],

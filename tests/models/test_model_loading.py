@@ -128,7 +128,7 @@ def test_a_hub_id_is_asked_for_its_revision(monkeypatch):
 
     asked = {}
 
-    class Loaded(Exception):
+    class Loaded(BaseException):
         pass
 
     def cached_file(name, filename, revision):

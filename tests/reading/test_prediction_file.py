@@ -29,6 +29,15 @@ def test_a_line_that_was_cut_off_is_read_again(tmp_path):
     assert [json.loads(line).get("index") for line in path.read_text().splitlines()] == [None, 0, 1]
 
 
+@pytest.mark.parametrize("start", ["", '{"settings": {"mod'])
+def test_a_file_without_a_whole_line_begins_anew(tmp_path, start):
+    path = tmp_path / "p.jsonl"
+    path.write_text(start)
+    PredictionFile(path, {"model": "a"}).add(0, prediction="x")
+    assert PredictionFile(path, {"model": "a"}).missing(range(2)) == [1]
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_other_settings_and_damage_are_refused(tmp_path):
     path = tmp_path / "p.jsonl"
     PredictionFile(path, {"prompt": "a", "mode": "base"}).add(0, prediction="x")

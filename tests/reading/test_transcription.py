@@ -1,6 +1,8 @@
 """From files to texts: inputs, lines of pages, formats, reviews."""
 
 import io
+import json
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -188,6 +190,20 @@ def test_text_and_json_lines(tmp_path, page, capsys):
         "text": "вторая строка",
         "confidence": 0.42,
     }
+
+
+def test_a_file_name_that_is_no_utf8(tmp_path, page):
+    page.name = os.fsdecode(b"caf\xe9.png")
+    for kind in ("text", "jsonl"):
+        writer = open_writer(kind, str(tmp_path / kind), with_names=True)
+        writer.write(page)
+        writer.close(complete=True)
+        assert "caf\\udce9.png" in (tmp_path / kind).read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "jsonl").read_text(encoding="utf-8").splitlines()[0])["image"] == page.name
+    writer = open_writer("alto", str(tmp_path / "alto"), with_names=True)
+    writer.write(page)
+    (path,) = (tmp_path / "alto").iterdir()
+    assert ElementTree.parse(path).getroot() is not None
 
 
 def test_alto_is_well_formed_and_holds_boxes_words_and_confidences(tmp_path, page):

@@ -106,6 +106,8 @@ def test_texts_cannot_break_out_of_the_page(run):
     gallery.write_text(json.dumps(entries), encoding="utf-8")
     text = write_run_report(run).read_text(encoding="utf-8")
     assert "<script" not in text
+    markdown = (run / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown and "&lt;script&gt;" in markdown
     entries[0]["image"] = "../../ocr_results.json"
     gallery.write_text(json.dumps(entries), encoding="utf-8")
     with pytest.raises(FileNotFoundError):

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from helpers.paths import REPOSITORY
 from helpers.training import build_trainer, line_dataset, logged_losses, loss_and_gradients
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -213,6 +214,22 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path, dataset, caplog):
     assert build(model, dataset, disk(tmp_path)).find(dataset["image"][0]) is not None
     assert runs.views > 0 and "is damaged" in caplog.text
     assert not stale.exists() and fresh.exists()
+
+
+def test_flipped_bits_and_foreign_files_are_noticed(tmp_path, dataset, caplog):
+    model = build_tiny_model("v1")
+    folder = build(model, dataset, disk(tmp_path)).store.folder
+    (path,) = folder.glob("*.safetensors")
+    save_file({"x": torch.zeros(2)}, folder / "foreign.safetensors", metadata={"format": "pt"})
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    store = DiskStore(folder)
+    assert "foreign.safetensors holds no vision features of this version" in caplog.text
+    keys = list(store._places)
+    with pytest.raises(ValueError, match="was damaged after it was written. Delete it"):
+        for key in keys:
+            store.get(key)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, dataset, monkeypatch):

@@ -37,7 +37,7 @@ def _parse_xml_file(path: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
 
 
 def _parse_json(path: Path, bad: BadSamples) -> Iterator[AnnotatedImage]:
-    content = load_json(path)
+    content = load_json(path, kind=object)
     if is_coco(content):
         return parse_coco(path, content, bad)
     if is_label_studio(content):

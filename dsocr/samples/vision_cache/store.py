@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 import torch
@@ -17,6 +18,13 @@ logger = logging.getLogger(__name__)
 
 # Age in seconds at which a half-written file counts as left by a killed process and is deleted.
 _STALE_SECONDS = 3600
+
+
+def _checksum(features: ImageFeatures) -> int:
+    checksum = 0
+    for tensor in (features.global_view, features.tiles):
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), checksum)
+    return checksum
 
 
 class MemoryStore:
@@ -59,7 +67,8 @@ class DiskStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, tuple[str, tuple[int, int], int]] = {}
+        self._places: dict[str, tuple[str, tuple[int, int], int, int]] = {}
+        self._checked: set[str] = set()
         self._scanned: set[str] = set()
         self._open: dict[str, safe_open] = {}
         self.scan()
@@ -88,21 +97,35 @@ class DiskStore:
                 path.unlink(missing_ok=True)
                 continue
             self._scanned.add(path.name)
-            for key, entry in entries.items():
-                columns, rows, n_tokens = map(int, entry.split())
-                self._places[key] = (path.name, (columns, rows), n_tokens)
+            try:
+                parsed = {key: tuple(map(int, entry.split())) for key, entry in entries.items()}
+                places = {
+                    key: (path.name, (columns, rows), n_tokens, checksum)
+                    for key, (columns, rows, n_tokens, checksum) in parsed.items()
+                }
+            except ValueError:
+                logger.warning("%s holds no vision features of this version; left alone", path)
+                continue
+            self._places |= places
 
     def get(self, key: str) -> ImageFeatures:
         """Features of a key.
 
         Raises:
             KeyError: when the store does not hold the key.
+            ValueError: when the file was damaged after it was written.
         """
-        name, grid, n_tokens = self._places[key]
+        name, grid, n_tokens, checksum = self._places[key]
         if name not in self._open:
             self._open[name] = safe_open(self.folder / name, framework="pt")
         file = self._open[name]
-        return ImageFeatures(file.get_tensor(f"{key}.global"), file.get_tensor(f"{key}.tiles"), grid, n_tokens)
+        found = ImageFeatures(file.get_tensor(f"{key}.global"), file.get_tensor(f"{key}.tiles"), grid, n_tokens)
+        # Once a process: later reads come from the same pages of memory.
+        if key not in self._checked:
+            if _checksum(found) != checksum:
+                raise ValueError(f"{self.folder / name} was damaged after it was written. Delete it and start again.")
+            self._checked.add(key)
+        return found
 
     def add(self, items: dict[str, ImageFeatures]) -> None:
         """Write features as one file.
@@ -114,7 +137,7 @@ class DiskStore:
         entries: dict[str, str] = {}
         for key, features in items.items():
             tensors |= {f"{key}.global": features.global_view, f"{key}.tiles": features.tiles}
-            entries[key] = f"{features.grid[0]} {features.grid[1]} {features.n_tokens}"
+            entries[key] = f"{features.grid[0]} {features.grid[1]} {features.n_tokens} {_checksum(features)}"
         name = uuid.uuid4().hex
         partial, path = self.folder / f"{name}.part", self.folder / f"{name}.safetensors"
         try:
