@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dsocr.lab.base.chunks import LineSources, build_chunk
-from dsocr.lab.base.column_reader import SYMBOLS_PER_COLUMN, ColumnReader, joint_losses
+from dsocr.lab.base.column_reader import SYMBOLS_PER_COLUMN, ColumnReader, _misspell, joint_losses
 from dsocr.lab.base.curriculum import FIRST_PATIENCE, MOST_HANDS, MOST_LETTERS, PATIENCE, Curriculum, advance
 from dsocr.lab.base.hands import find_hands, hand_languages, read_held_out
 from dsocr.lab.base.real_lines import RealLines, read_real_lines
@@ -18,6 +18,7 @@ from dsocr.lab.base.run import BaseArguments, Schedule, find_state
 from dsocr.lab.base.shape import BaseShape, build_base_model, build_letter_tokenizer
 from dsocr.lab.base.training import pretrain_base
 from dsocr.models import load_model
+from dsocr.samples.collator import OcrCollator
 from dsocr.samples.processor import OcrProcessor
 
 
@@ -91,6 +92,19 @@ def test_two_rows_of_tiles_train_the_language_model_alone():
     # Nothing is read yet, so no letter has a column to look at.
     assert one.reader.item() > 1.5 and one.guidance.item() == 0
     assert one.total.item() == pytest.approx(one.language.item() + one.reader.item(), rel=1e-5)
+
+
+def test_some_letters_behind_the_decoder_are_wrong_and_none_that_it_must_write():
+    _, processor = build_base_model(BaseShape(64, 32, 1, 1, 2))
+    rows = [{"image": Image.new("RGB", (160, 80), "white"), "text": text} for text in ("abcdefghij" * 2, "xyz")]
+    batch = OcrCollator(processor)(rows)
+    changed = [_misspell(batch, processor.tokenizer.eos_token_id, torch.Generator().manual_seed(n)) for n in range(200)]
+    differs = torch.stack([ids != batch["input_ids"] for ids in changed])
+    letters = batch["labels"] != -100
+    share = differs[:, letters].float().mean().item()
+    assert 0.08 < share < 0.16
+    assert not differs[:, ~letters].any() and not differs[:, batch["labels"] == processor.tokenizer.eos_token_id].any()
+    assert torch.equal(changed[3], _misspell(batch, 1, torch.Generator().manual_seed(3)))
 
 
 def test_no_writer_and_no_font_held_out_is_trained_on(sources, real_folder):

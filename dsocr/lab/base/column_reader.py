@@ -23,6 +23,8 @@ from dsocr.samples.processor import OcrProcessor
 SYMBOLS_PER_COLUMN = 4
 # CTC loss per letter up to which a line's letters have a place to look at.
 PLACED = 1.5
+# Largest share of letters that a line's decoder is shown wrong.
+MISSPELT = 0.3
 # Weight of the guided attention beside the language loss and the CTC loss.
 GUIDANCE_WEIGHT = 1.0
 
@@ -98,8 +100,21 @@ def _read_columns(
     return losses, placed
 
 
+def _misspell(batch: dict[str, torch.Tensor], end: int, generator: torch.Generator) -> torch.Tensor:
+    """Input ids with a share of each answer's letters replaced by other letters of the batch; labels stay as they are.
+
+    A decoder that has only ever seen right letters behind it loses its place at its first mistake.
+    """
+    ids, letters = batch["input_ids"], (batch["labels"] != IGNORED) & (batch["labels"] != end)
+    shares = torch.rand(len(ids), 1, generator=generator) * MISSPELT
+    chosen = letters & (torch.rand(ids.shape, generator=generator) < shares)
+    others = ids[letters]
+    drawn = others[torch.randint(len(others), ids.shape, generator=generator)]
+    return torch.where(chosen, drawn, ids)
+
+
 def joint_losses(
-    model: PreTrainedModel, reader: ColumnReader, processor: OcrProcessor, rows: list[dict]
+    model: PreTrainedModel, reader: ColumnReader, processor: OcrProcessor, rows: list[dict], *, seed: int | None = None
 ) -> JointLosses:
     """Losses of lines of one tile grid.
 
@@ -108,8 +123,12 @@ def joint_losses(
         reader: Its auxiliary reader.
         processor: Its processor.
         rows: `{"image", "text"}` of every line.
+        seed: Seed of the letters that the decoder is shown wrong; `None` shows the right ones.
     """
     batch = OcrCollator(processor)(rows)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        batch["input_ids"] = _misspell(batch, processor.tokenizer.eos_token_id, generator)
     images = {name: batch.pop(name) for name in list(batch) if name.startswith(("pixel_values", "num_", "patches_"))}
     outputs = model.model.get_image_features(**images, return_dict=True)
     read = model(**batch, mm_encoder_outputs={"image": outputs}, output_attentions=True)

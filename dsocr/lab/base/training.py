@@ -44,7 +44,7 @@ def train_chunk(run: Run, batches: list, arguments: BaseArguments, bar: tqdm) ->
             group["lr"] = _learning_rate(run.progress, arguments)
         rows = [{"image": line.image, "text": line.text} for line in lines]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.schedule.bf16):
-            found = joint_losses(run.model, run.reader, run.processor, rows)
+            found = joint_losses(run.model, run.reader, run.processor, rows, seed=run.progress.step)
         found.total.backward()
         nn.utils.clip_grad_norm_(run.parameters, 1.0)
         run.optimizer.step()
