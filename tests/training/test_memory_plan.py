@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.config import RELEASED, released_config
 from dsocr.models.quantization import quantize_model
 from dsocr.samples.geometry import image_geometry
+from dsocr.training.memory_plan import plan
 from dsocr.training.memory_plan.live_memory import LiveMemory
 from dsocr.training.memory_plan.plan import CARDS_GIB, largest_image, plan_memory
 from dsocr.training.memory_plan.plan_report import NotEnoughMemoryError, check_memory, plan_run
@@ -68,6 +70,24 @@ def test_the_planned_peak_of_a_step_is_the_measured_one(version, mode, four_bit,
     )
     planned = plan_memory(config, geometry, settings)
     assert planned.training_peak_bytes == pytest.approx(measured["step_peak_bytes"], rel=0.15)
+
+
+@pytest.mark.parametrize("targets", [LANGUAGE_MODEL_TARGETS, r".*(q_proj|qkv)", None])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_deep_model_is_planned_by_shallow_ones_to_the_byte(version, targets):
+    """Against a fake step through all of its layers."""
+    config = deepcopy(build_tiny_model(version)[0].config)
+    text, sam = config.text_config, config.vision_config.sam_config
+    text.num_hidden_layers, text.mlp_layer_types = 8, ["dense", *["sparse"] * 7]
+    if getattr(text, "layer_types", None):
+        text.layer_types = ["full_attention"] * 8
+    sam.num_hidden_layers, sam.global_attn_indexes = 5, [1, 4]
+    geometry = image_geometry(version, "gundam", size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
+    for four_bit in (False, True) if targets else (False,):
+        settings = MemorySettings(target_modules=targets, load_in_4bit=four_bit, answer_tokens=32)
+        planned, whole = plan_memory(config, geometry, settings), plan._measure_phases(config, geometry, settings)
+        whole["evaluation_bytes"] = max(whole.pop("evaluation_vision"), whole.pop("evaluation_language"))
+        assert whole.items() <= planned.to_dict().items()
 
 
 @pytest.mark.slow

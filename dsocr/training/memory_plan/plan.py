@@ -5,6 +5,7 @@ and one evaluation batch, and `LiveMemory` counts their bytes, so checkpointing,
 weights need no formulas of their own.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,6 +16,7 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFuncti
 
 from dsocr.samples.geometry import ImageGeometry
 from dsocr.training.memory_plan.fake_models import adapt, materialize_fakes, shape_of_model
+from dsocr.training.memory_plan.layers import SHALLOW, count_sparse, make_shallow
 from dsocr.training.memory_plan.live_memory import LiveMemory
 from dsocr.training.memory_plan.settings import MemorySettings
 
@@ -133,14 +135,21 @@ def _optimizer_bytes(trained: list[torch.Tensor], optim: str) -> int:
     return count * 8
 
 
-def _train_step(model, adapted, geometry, settings, memory, static) -> dict[str, int]:
+# The two parts of an evaluation's peak.
+_READ_VISION, _READ_LANGUAGE = "evaluation_vision", "evaluation_language"
+
+# Makes the vision features of a batch of the given size, `[batch, image tokens, hidden]`.
+_See = Callable[[int], torch.Tensor]
+
+
+def _train_step(model, adapted, see: _See, settings, memory, static) -> dict[str, int]:
     phases = {}
     adapted.train()
     if settings.checkpointing:
         # Don't preserve the random state: fake tensors have none.
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     memory.restart_peak()
-    features = _see(model, geometry, settings.batch_size)
+    features = see(settings.batch_size)
     phases["vision_bytes"] = memory.peak - static
     memory.restart_peak()
     inputs = _embed(model, features, PROMPT_TOKENS + settings.answer_tokens)
@@ -156,13 +165,15 @@ def _train_step(model, adapted, geometry, settings, memory, static) -> dict[str,
     return phases
 
 
-def _evaluate(model, adapted, geometry, settings, memory, static) -> int:
+def _evaluate(model, adapted, see: _See, settings, memory, static) -> dict[str, int]:
     adapted.eval()
     if settings.checkpointing:
         model.activation_checkpointing_disable()
     memory.restart_peak()
     with torch.no_grad():
-        features = _see(model, geometry, settings.eval_batch_size)
+        features = see(settings.eval_batch_size)
+        vision = memory.peak - static
+        memory.restart_peak()
         inputs = _embed(model, features, PROMPT_TOKENS).detach()
         del features
         cache = DynamicCache(config=model.config.get_text_config())
@@ -172,7 +183,40 @@ def _evaluate(model, adapted, geometry, settings, memory, static) -> int:
         grown = settings.eval_batch_size * settings.answer_tokens * per_token * settings.dtype.itemsize
         logits = settings.eval_batch_size * text.vocab_size * 4 * 3
         full_cache = memory.live - static + grown * text.num_hidden_layers
-        return max(memory.peak - static, full_cache + logits)
+        language = max(memory.peak - static, full_cache + logits)
+    return {_READ_VISION: vision, _READ_LANGUAGE: language}
+
+
+def _measure_phases(
+    config: PreTrainedConfig, geometry: ImageGeometry, settings: MemorySettings, *, with_vision: bool = True
+) -> dict[str, int]:
+    """Peaks of a step's phases on top of weights, gradients and optimizer, by a step on fake tensors.
+
+    Without vision, features are taken as given, and only what the language model takes is returned.
+    """
+    model = shape_of_model(config, settings)
+    adapted = adapt(model, settings)
+    with FakeTensorMode():
+        materialize_fakes(adapted)
+        with LiveMemory() as memory:
+            memory.follow([*adapted.parameters(), *adapted.buffers()])
+            # Allocate gradients now: they exist from the first micro-batch on.
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+            static = memory.live
+
+            def see(batch_size: int) -> torch.Tensor:
+                if with_vision:
+                    return _see(model, geometry, batch_size)
+                tokens = geometry.count_tokens(*largest_image(geometry))
+                return torch.empty(batch_size, tokens, config.text_config.hidden_size, dtype=model.dtype)
+
+            phases = _train_step(model, adapted, see, settings, memory, static)
+            phases |= _evaluate(model, adapted, see, settings, memory, static)
+    return (
+        phases if with_vision else {name: phases[name] for name in ("logits_bytes", "language_bytes", _READ_LANGUAGE)}
+    )
 
 
 def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: MemorySettings) -> MemoryPlan:
@@ -189,30 +233,28 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
     model = shape_of_model(config, settings)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     adapted = adapt(model, settings)
-    with FakeTensorMode():
-        materialize_fakes(adapted)
-        trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        adapter = 0 if settings.target_modules is None else gradients
-        optimizer = _optimizer_bytes(trained, settings.optim)
-        with LiveMemory() as memory:
-            memory.follow([*adapted.parameters(), *adapted.buffers()])
-            # Allocate gradients now: they exist from the first micro-batch on.
-            for parameter in trained:
-                parameter.grad = torch.empty_like(parameter)
-            static = memory.live
-            phases = _train_step(model, adapted, geometry, settings, memory, static)
-            # foreach optimizers hold a copy or two of the gradients during the update.
-            phases["update_bytes"] = gradients
-            phases["evaluation_bytes"] = _evaluate(model, adapted, geometry, settings, memory, static)
-    stays = weights + adapter + gradients + optimizer
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained.values())
+    adapter = 0 if settings.target_modules is None else gradients
+    optimizer = _optimizer_bytes(list(trained.values()), settings.optim)
+    # A frozen vision side keeps nothing for a backward pass, however deep it is.
+    if any("vision_tower" in name for name in trained) or count_sparse(config) <= SHALLOW + 1:
+        phases = _measure_phases(config, geometry, settings)
+    else:
+        phases = _measure_phases(make_shallow(config, SHALLOW), geometry, settings)
+        deeper = _measure_phases(make_shallow(config, SHALLOW + 1), geometry, settings, with_vision=False)
+        for name, size in deeper.items():
+            phases[name] += (count_sparse(config) - SHALLOW) * (size - phases[name])
+    phases["evaluation_bytes"] = max(phases.pop(_READ_VISION), phases.pop(_READ_LANGUAGE))
+    # foreach optimizers hold a copy or two of the gradients during the update.
+    phases["update_bytes"] = gradients
     return MemoryPlan(
         weights_bytes=weights,
         adapter_bytes=adapter,
         gradient_bytes=gradients,
         optimizer_bytes=optimizer,
         **phases,
-        peak_bytes=stays + max(phases.values()),
-        trainable_parameters=sum(parameter.numel() for parameter in trained),
+        peak_bytes=weights + adapter + gradients + optimizer + max(phases.values()),
+        trainable_parameters=sum(parameter.numel() for parameter in trained.values()),
         image_tokens=geometry.count_tokens(*largest_image(geometry)),
     )
