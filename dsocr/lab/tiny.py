@@ -19,6 +19,8 @@ SIZE_DIVISOR = 16
 PATCH_SIZE = 4
 _BASE_SIZE = 1024 // SIZE_DIVISOR
 _GRID = _BASE_SIZE // PATCH_SIZE // 4
+# Hidden size of SAM, the first and costliest vision encoder.
+_SAM_WIDTH = 64
 
 
 def _text_config(vocabulary: int, width: int, layers: int) -> dict:
@@ -44,24 +46,24 @@ def _text_config(vocabulary: int, width: int, layers: int) -> dict:
     }
 
 
-def _sam_config(width: int, encoder_width: int) -> dict:
+def _sam_config(encoder_width: int) -> dict:
     return {
-        "hidden_size": width,
+        "hidden_size": _SAM_WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "global_attn_indexes": [1],
         "window_size": 4,
-        "mlp_dim": 2 * width,
-        "output_channels": width,
-        "downsample_channels": [width, encoder_width],
+        "mlp_dim": 2 * _SAM_WIDTH,
+        "output_channels": _SAM_WIDTH,
+        "downsample_channels": [_SAM_WIDTH, encoder_width],
         "image_size": _BASE_SIZE,
         "patch_size": PATCH_SIZE,
         "initializer_range": 0.02,
     }
 
 
-def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, layers: int):
-    text, sam = _text_config(vocabulary, width, layers), _sam_config(sam_width, width)
+def _tiny_config(version: str, vocabulary: int, width: int, layers: int):
+    text, sam = _text_config(vocabulary, width, layers), _sam_config(width)
     encoder: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -112,7 +114,6 @@ def build_tiny_model(
     *,
     image_mode: str = "gundam",
     width: int = 64,
-    sam_width: int = 64,
     layers: int = 3,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, OcrProcessor]:
@@ -122,7 +123,6 @@ def build_tiny_model(
         version: `"v1"`, `"v2"` or `"unlimited"`.
         image_mode: A mode of that version, at 1/16 of its sizes (global view 64, tiles 40 or 48 pixels).
         width: Hidden size of the language model and the second vision encoder; a multiple of 64.
-        sam_width: Hidden size of SAM, the first and costliest vision encoder.
         layers: Decoder layers, the first one dense.
         seed: Seed of the weights.
 
@@ -133,7 +133,7 @@ def build_tiny_model(
         >>> model, processor = build_tiny_model("v1")  # doctest: +SKIP
     """
     tokenizer = build_byte_tokenizer()
-    config = _tiny_config(version, len(tokenizer), width, sam_width, layers)
+    config = _tiny_config(version, len(tokenizer), width, layers)
     model = find_model_class(config.model_type)(config)
     initialize(model, seed)
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -8,10 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from dsocr.common.files import load_json
@@ -120,7 +117,6 @@ def _quantization_config(quantize_vision: bool, compute_dtype: torch.dtype, quan
 def load_model(
     name_or_path: str,
     *,
-    config: PreTrainedConfig | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
@@ -134,7 +130,6 @@ def load_model(
 
     Args:
         name_or_path: Hub id, or local folder with `config.json` and `*.safetensors`.
-        config: A native config to use instead of the one translated from the checkpoint.
         revision: Branch, tag or commit of a Hub id.
         dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
         attn_implementation: `"sdpa"` (default) or `"eager"`.
@@ -160,8 +155,7 @@ def load_model(
             f"{name_or_path} is quantised already ({method}). Give the 16-bit checkpoint: --load_in_4bit quantises it "
             "while it is read, its routed experts included."
         )
-    if config is None:
-        config = native_config(raw)
+    config = native_config(raw)
     model_class = find_model_class(config.model_type)
     parsed_dtype = parse_dtype(dtype)
     quantization_config = None

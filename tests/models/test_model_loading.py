@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.golden import FOLDER, golden_config, load_golden_model
+from helpers.golden import FOLDER, golden_config, load_golden_model, load_with_config
 from safetensors.torch import load_file, save_file
 
 from dsocr.models import ModelLoadError, freeze_vision, load_model, vision_parameters
@@ -24,7 +24,7 @@ def rewrite(folder, change):
 
 
 def load(folder):
-    return load_model(str(folder), config=golden_config("v1"), dtype="float32")
+    return load_with_config(folder, golden_config("v1"))
 
 
 def test_a_missing_tensor_raises(checkpoint):
@@ -82,9 +82,9 @@ def test_both_layouts_give_the_same_model(version, tmp_path):
 
 def test_dtypes():
     assert load_golden_model("v1").dtype == torch.float32
-    assert load_model(str(FOLDER / "v1"), config=golden_config("v1"), dtype="bfloat16").dtype == torch.bfloat16
+    assert load_golden_model("v1", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype='float99'"):
-        load_model(str(FOLDER / "v1"), config=golden_config("v1"), dtype="float99")
+        load_golden_model("v1", dtype="float99")
 
 
 def test_generation_knows_its_control_tokens():

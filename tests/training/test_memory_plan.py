@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers.paths import REPOSITORY
+from helpers.quantized import quantize_model
 
 from dsocr.cli.options import memory_settings
 from dsocr.cli.training import parse_arguments
@@ -17,7 +18,6 @@ from dsocr.lab.random_models import StepOptions
 from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.config import RELEASED, released_config
-from dsocr.models.quantization import quantize_model
 from dsocr.samples.geometry import image_geometry
 from dsocr.training.memory_plan.live_memory import LiveMemory
 from dsocr.training.memory_plan.plan import CARDS_GIB, largest_image, plan_memory

@@ -20,6 +20,8 @@ SEED = 1_000_003
 # Share of random letters among the words of the rendered sets.
 RANDOM_LETTERS = 0.12
 MAX_NEW_TOKENS = 96
+# Lines of a set that are shown with their reading.
+EXAMPLES = 2
 
 EvaluationSet = list[tuple[Image.Image, str]]
 
@@ -62,7 +64,7 @@ def build_evaluation_sets(
 
 
 def measure_sets(
-    model: PreTrainedModel, processor: OcrProcessor, sets: dict[str, EvaluationSet], *, examples: int = 2
+    model: PreTrainedModel, processor: OcrProcessor, sets: dict[str, EvaluationSet]
 ) -> tuple[dict[str, float], dict[str, list[list[str]]]]:
     """CER of every set by generation, `real` for all real hands together, and some lines as `[text, read]`."""
     errors: dict[str, float] = {}
@@ -78,7 +80,7 @@ def measure_sets(
         )
         texts = [text for _, text in lines]
         errors[name] = round(compute_metrics(texts, read).cer, 4)
-        shown[name] = [list(pair) for pair in zip(texts[:examples], read[:examples], strict=True)]
+        shown[name] = [list(pair) for pair in zip(texts[:EXAMPLES], read[:EXAMPLES], strict=True)]
         if name.startswith("real_"):
             real_texts, real_read = real_texts + texts, real_read + read
     if real_texts:

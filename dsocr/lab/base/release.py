@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from dsocr.common.machine import describe_machine
+from dsocr.common.run_files import MODEL_CARD_NAME
 from dsocr.lab.base.chunks import LineSources
 from dsocr.lab.base.evaluation import build_evaluation_sets, measure_sets
 from dsocr.lab.base.run import LAST, RELEASE_FOLDER, BaseArguments, Progress
@@ -36,7 +37,7 @@ def write_release(arguments: BaseArguments, progress: Progress) -> Path:
         "history": progress.history,
     }
     (folder / "figures.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(figures, progress, arguments), encoding="utf-8")
+    (folder / MODEL_CARD_NAME).write_text(_card(figures, progress, arguments), encoding="utf-8")
     return folder
 
 
