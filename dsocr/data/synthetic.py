@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dsocr.common.files import write_then_rename
+from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME
+
 
 FONT_FOLDER = files("dsocr.data") / "fonts"
 PRINT_FONTS = ("PTSans", "PTSerif", "Lora", "OpenSans", "RobotoMono")
@@ -240,11 +243,11 @@ def generate_lines(
 def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
     """Write lines as PNG files with a `metadata.jsonl` for `load_ocr_dataset`; returns its path."""
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    metadata = folder / "metadata.jsonl"
-    with metadata.open("w", encoding="utf-8") as file:
+    (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+    metadata = folder / METADATA_NAME
+    with write_then_rename(metadata) as partial, partial.open("w", encoding="utf-8") as file:
         for index, line in enumerate(lines):
-            name = f"images/{index:06d}.png"
+            name = f"{IMAGES_FOLDER}/{index:06d}.png"
             line.image.save(folder / name)
             row = {"image": name, "text": line.text, "script": line.script, "font": line.font}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

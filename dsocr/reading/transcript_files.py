@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from dsocr.common.files import name_partial, write_then_rename
 from dsocr.reading.transcription import TranscribedPage
 
 
@@ -17,10 +18,6 @@ ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 # Characters that XML does not allow, in text and in names.
 _NO_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
 
 
 class TranscriptWriter(Protocol):
@@ -38,7 +35,7 @@ class _StreamWriter:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Keep the file open for the whole run; `close` closes it. An earlier result stays until this one is whole.
-            self._stream = _partial(self._path).open("w", encoding="utf-8")
+            self._stream = name_partial(self._path).open("w", encoding="utf-8")
 
     def _put(self, text: str) -> None:
         self._stream.write(text)
@@ -49,7 +46,7 @@ class _StreamWriter:
         if self._path:
             self._stream.close()
             if complete:
-                os.replace(_partial(self._path), self._path)
+                os.replace(name_partial(self._path), self._path)
 
 
 class TextWriter(_StreamWriter):
@@ -118,8 +115,8 @@ class AltoWriter:
             name = f"{stem}_{number}"
         self._taken.add(name)
         path = self._folder / f"{name}.xml"
-        build_alto(page).write(_partial(path), encoding="utf-8", xml_declaration=True)
-        os.replace(_partial(path), path)
+        with write_then_rename(path) as partial:
+            build_alto(page).write(partial, encoding="utf-8", xml_declaration=True)
 
     def close(self, *, complete: bool) -> None:
         pass
