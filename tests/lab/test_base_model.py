@@ -43,12 +43,17 @@ def test_bf16_reads_as_well(base):
     assert evaluate_lines(model, base[1], lines("print")).cer == pytest.approx(expected, abs=0.03)
 
 
-def test_it_is_small_and_has_a_card():
+def test_it_is_small_and_its_card_has_its_figures():
     size = sum(path.stat().st_size for path in TINY_BASE.iterdir())
     assert size < 15e6
     card = (TINY_BASE / "README.md").read_text(encoding="utf-8")
-    for word in ("steps", "minutes", "Command", "CER", "unseen_handwriting", "bf16"):
-        assert word in card
+    figures = json.loads((TINY_BASE / "figures.json").read_text(encoding="utf-8"))
+    last = figures["history"][-1]
+    for fact in (last["step"], last["lines"], f"torch {figures['machine']['torch']}"):
+        assert str(fact) in card
+    for row in figures["table"]:
+        facts = [row["style"], row["script"], row["length"], str(row["lines"]), f"{100 * row['cer']:.1f} %"]
+        assert any(facts == line.split(" | ")[:5] for line in card.replace("\n| ", "\n").splitlines()), facts
 
 
 @pytest.mark.slow
