@@ -63,6 +63,9 @@ class OcrTrainer(SFTTrainer):
         reading: Options for reading in evaluation.
         identity: Written to `dsocr_adapter.json` beside every saved adapter.
         **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
+
+    Raises (in training):
+        TrainingDivergedError: for a loss that is not finite.
     """
 
     data_collator: OcrCollator
