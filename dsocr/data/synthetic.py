@@ -78,7 +78,8 @@ def _random_word(rng: random.Random, script: str) -> str:
     return "".join(rng.choices(DIGITS, k=rng.randint(1, 4)))
 
 
-def _tells_script(text: str) -> bool:
+def tells_script(text: str) -> bool:
+    """Whether a text has a letter that belongs to its script alone, or no letter at all."""
     letters = [character for character in text if character.isalpha()]
     return not letters or any(letter not in LOOK_ALIKES for letter in letters)
 
@@ -94,7 +95,7 @@ def random_text(rng: random.Random, script: str, min_length: int, max_length: in
         while len(text) < length:
             text += _random_word(rng, script) + (rng.choice(PUNCTUATION) if rng.random() < 0.12 else "") + " "
         text = text[:length].strip()
-        if len(text) == length and _tells_script(text):
+        if len(text) == length and tells_script(text):
             return text
 
 

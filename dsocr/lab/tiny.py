@@ -8,8 +8,15 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import DeepseekOcr2Config, PreTrainedModel, PreTrainedTokenizerFast, UnlimitedOcrConfig
+from transformers import (
+    DeepseekOcr2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    UnlimitedOcrConfig,
+)
 
+from dsocr.data.synthetic import LETTERS
 from dsocr.models.loading import find_model_class
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.tokenizer import BOS, EOS, IMAGE_TOKEN, PAD
@@ -23,8 +30,11 @@ _GRID = _BASE_SIZE // PATCH_SIZE // 4
 _SAM_WIDTH = 64
 
 
-def _text_config(vocabulary: int, width: int, layers: int) -> dict:
-    # Every dimension is a multiple of 64, bitsandbytes' smallest block.
+def text_config(vocabulary: int, width: int, layers: int) -> dict[str, Any]:
+    """Fields of a small language model: one dense layer, then mixtures of four experts.
+
+    `width` is a multiple of 64, bitsandbytes' smallest block.
+    """
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -63,7 +73,7 @@ def _sam_config(encoder_width: int) -> dict:
 
 
 def _tiny_config(version: str, vocabulary: int, width: int, layers: int):
-    text, sam = _text_config(vocabulary, width, layers), _sam_config(width)
+    text, sam = text_config(vocabulary, width, layers), _sam_config(width)
     encoder: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -109,6 +119,16 @@ def initialize(model: PreTrainedModel, seed: int) -> None:
             module.bias.zero_()
 
 
+def build_initialized(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """The native model of a config with `initialize`d weights (fp32), which generates with the tokenizer's control tokens."""
+    model = find_model_class(config.model_type)(config)
+    initialize(model, seed)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
 def build_tiny_model(
     version: str = "v1",
     *,
@@ -134,30 +154,26 @@ def build_tiny_model(
     """
     tokenizer = build_byte_tokenizer()
     config = _tiny_config(version, len(tokenizer), width, layers)
-    model = find_model_class(config.model_type)(config)
-    initialize(model, seed)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model = build_initialized(config, tokenizer, seed)
     processor = OcrProcessor(tokenizer, version, image_mode, size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
     return model.eval(), processor
 
 
-RUSSIAN = "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдеёжзийклмнопрстуфхцчшщъыьэюя"
-
-
-def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+def build_byte_tokenizer(letters: str = LETTERS["russian"]) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with upstream's control tokens at ids 0, 1, 2 and `<image>` as the last id.
 
-    It has one token per byte and one per Russian letter (two bytes each), so any text survives a round trip.
+    It has one token per byte, so any text survives a round trip, and one for each of the letters of several bytes.
     """
     splitter = ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}
-    merges = []
-    for letter in RUSSIAN:
-        first, second = list(splitter.pre_tokenize_str(letter)[0][0])
-        merges.append((first, second))
-        vocabulary[first + second] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for letter in letters:
+        merged, *others = list(splitter.pre_tokenize_str(letter)[0][0])
+        for other in others:
+            pair, merged = (merged, other), merged + other
+            if merged not in vocabulary:
+                merges.append(pair)
+                vocabulary[merged] = len(vocabulary)
     backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()

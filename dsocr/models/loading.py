@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from dsocr.common.files import load_json
 from dsocr.common.hub import check_hub
+from dsocr.common.run_files import ADAPTER_CONFIG_NAME
 from dsocr.models.config import PAD_TOKEN_ID, native_config
 from dsocr.models.sam_attention import split_global_attention
 
@@ -53,7 +54,7 @@ def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
     if folder.is_dir():
         path = folder / "config.json"
         if not path.is_file():
-            adapter = (folder / "adapter_config.json").is_file()
+            adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
             raise ModelLoadError(
                 f"{folder} has no config.json. "
                 + (
@@ -87,6 +88,16 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not one of auto, bfloat16, float16, float32.")
     return parsed
+
+
+def planned_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype that a memory plan counts with: bfloat16 for `"auto"`, as the released checkpoints are stored.
+
+    Raises:
+        ValueError: as `parse_dtype`.
+    """
+    parsed = parse_dtype(dtype)
+    return parsed if isinstance(parsed, torch.dtype) else torch.bfloat16
 
 
 def _raise_on_difference(name: str, info: dict) -> None:

@@ -1,14 +1,33 @@
-"""Quantise a model that is already in memory: the counterpart to which `load_model(load_in_4bit=True)` is compared."""
+"""Models for tests: the built-in base, one quantised in memory, and checkpoints with changed tensors."""
 
 import bitsandbytes
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dsocr.models import load_model
+from dsocr.models.loading import TINY_BASE
 from dsocr.models.quantization import is_skipped, keep_gradients_on_cpu, replace_experts
 from dsocr.models.quantized_experts import WEIGHTS, Experts4bit
+from dsocr.samples.processor import OcrProcessor
+
+
+def load_tiny_base():
+    """The built-in base (fp32) and its processor."""
+    return load_model(str(TINY_BASE), dtype="float32"), OcrProcessor.from_pretrained(TINY_BASE)
+
+
+def rewrite_tensors(path, change) -> None:
+    """Let `change` edit the tensors of a safetensors file in place."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def quantize_model(model: nn.Module) -> nn.Module:
-    """Pack linear layers and experts of a bare native model in place, as `--load_in_4bit` does; returns the model."""
+    """Pack linear layers and experts of a bare native model in place; returns the model.
+
+    `load_model(load_in_4bit=True)`, which packs while it loads, is compared with this.
+    """
     linears = {
         name: module
         for name, module in model.named_modules()

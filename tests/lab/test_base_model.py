@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from helpers.models import load_tiny_base
 from helpers.recipes import load_recipe
 
 from dsocr.cli.demo import REAL_DIGITS, WRITERS, write_demo_data
@@ -14,12 +15,11 @@ from dsocr.data.synthetic import generate_lines
 from dsocr.lab.rendered_lines import evaluate_lines
 from dsocr.models import load_model
 from dsocr.models.loading import TINY_BASE
-from dsocr.samples.processor import OcrProcessor
 
 
 @pytest.fixture(scope="module")
 def base():
-    return load_model(str(TINY_BASE), dtype="float32"), OcrProcessor.from_pretrained(TINY_BASE)
+    return load_tiny_base()
 
 
 def lines(style, count=60, **options):

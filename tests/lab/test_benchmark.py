@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.quantized import quantize_model
+from helpers.models import quantize_model
 from helpers.recipes import load_recipe
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from helpers.golden import FOLDER, load_golden_model, load_with_config
-from helpers.quantized import quantize_model
+from helpers.models import quantize_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 

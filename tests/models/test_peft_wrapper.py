@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers.quantized import quantize_model
+from helpers.models import quantize_model
 from helpers.training import TASK_TYPES
 from peft import LoraConfig, get_peft_model
 

@@ -11,7 +11,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from helpers.golden import load_golden_model
-from helpers.quantized import quantize_model
+from helpers.models import quantize_model
 from helpers.training import build_trainer, line_dataset, logged_losses
 from peft import LoraConfig, get_peft_model
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from helpers.models import quantize_model
 from helpers.paths import REPOSITORY
-from helpers.quantized import quantize_model
 
 from dsocr.cli.options import memory_settings
 from dsocr.cli.training import parse_arguments
