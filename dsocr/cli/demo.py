@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dsocr.cli.training import ParsedArguments
+from dsocr.common.files import write_then_rename
 from dsocr.common.run_files import BASE_MODEL_FOLDER, DEMO_DATA_FOLDER
 from dsocr.data.synthetic import SyntheticLine, generate_lines, write_dataset
 from dsocr.models.loading import TINY_BASE
@@ -24,12 +25,11 @@ MIN_LENGTH, MAX_LENGTH = 2, 16
 def write_demo_model(folder: Path) -> Path:
     """Copy the built-in tiny base model beside the run, where its adapter finds it; returns the folder."""
     if not (folder / "config.json").is_file():
-        # Copy to a temporary name, then rename: an interrupted copy must never pass for the model.
-        partial = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(TINY_BASE, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        # An interrupted copy must never pass for the model.
+        with write_then_rename(folder) as partial:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(TINY_BASE, partial)
+            shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

@@ -6,11 +6,10 @@ plain parameters, so that a type checker sees both sides of every name.
 
 from pathlib import Path
 
-import torch
-
 from dsocr.cli.training import ParsedArguments
 from dsocr.common.run_files import VISION_CACHE_FOLDER
 from dsocr.data.training_sets import DataOptions
+from dsocr.models.loading import planned_dtype
 from dsocr.reading.generation import ReadingOptions
 from dsocr.samples.vision_cache.options import CacheOptions
 from dsocr.training.memory_plan.plan_report import PlanReport, plan_run
@@ -66,7 +65,7 @@ def cache_options(args: ParsedArguments, n_samples: int) -> CacheOptions:
 def memory_settings(args: ParsedArguments) -> MemorySettings:
     """Settings that decide the run's memory."""
     return MemorySettings(
-        dtype=getattr(torch, args.model.dtype, torch.bfloat16),
+        dtype=planned_dtype(args.model.dtype),
         load_in_4bit=args.model.load_in_4bit,
         quantize_vision=args.script.quantize_vision,
         target_modules=args.model.lora_target_modules if args.model.use_peft else None,

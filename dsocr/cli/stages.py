@@ -86,6 +86,10 @@ def identify(args: ParsedArguments, name: str, model: PreTrainedModel, processor
     return AdapterIdentity(name, revision, processor.to_dict())
 
 
+def _max_length(args: ParsedArguments, model: PreTrainedModel) -> int:
+    return args.training.max_length or model.config.get_text_config().max_position_embeddings
+
+
 def load_data(
     args: ParsedArguments, source: str, processor: OcrProcessor, model: PreTrainedModel
 ) -> tuple[TrainingSets, dict[str, int]]:
@@ -94,9 +98,8 @@ def load_data(
     Returns:
         The sets, and the number of skipped samples by reason.
     """
-    max_length = args.training.max_length or model.config.get_text_config().max_position_embeddings
     bad_samples = BadSamples(args.script.on_bad_sample)
-    sets = load_training_sets(source, SampleMeter(processor, max_length), bad_samples, data_options(args))
+    sets = load_training_sets(source, SampleMeter(processor, _max_length(args, model)), bad_samples, data_options(args))
     if args.is_main:
         bad_samples.write(Path(args.training.output_dir) / SKIPPED_NAME)
         write_data_summary(args.training.output_dir, sets, processor, bad_samples.counts)
@@ -129,7 +132,7 @@ def build_trainer(
     collator = OcrCollator(
         processor,
         model.dtype,
-        args.training.max_length or model.config.get_text_config().max_position_embeddings,
+        _max_length(args, model),
         augment=args.script.augment,
         seed=args.training.seed,
     )

@@ -1,7 +1,9 @@
-"""Small files: load and write JSON, and replace a marked passage of a page."""
+"""Files that are written whole or not at all, JSON, and marked passages of a page."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,39 @@ def load_json(path: str | Path, default: Any = _REQUIRED, *, kind: type = dict) 
     return content
 
 
-def write_json(path: str | Path, content: Any) -> Path:
-    """Write JSON to a temporary file and rename it, so that nobody ever sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.part")
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    # A file name that is no UTF-8 reaches Python with half characters, which JSON writes as \udcff.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+def name_partial(path: str | Path) -> Path:
+    """The name `<name>.part` of a file or folder that is still being written."""
+    return Path(path).with_name(f"{Path(path).name}.part")
+
+
+@contextmanager
+def write_then_rename(path: str | Path) -> Iterator[Path]:
+    """Yield the name to write under, and rename the file (or folder) when the block ends without an error.
+
+    Nobody ever sees half a file: an interrupted write leaves the old one whole, and its own part under `.part`.
+
+    Example:
+        >>> with write_then_rename("a.txt") as partial:  # doctest: +SKIP
+        ...     partial.write_text("whole")
+    """
+    partial = name_partial(path)
+    yield partial
     os.replace(partial, path)
-    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, whole or not at all; returns the path.
+
+    A file name that is no UTF-8 reaches Python with half characters; they are written as `\\udcff`, as JSON does.
+    """
+    with write_then_rename(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON, whole or not at all; returns the path."""
+    return write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def replace_between(path: str | Path, mark: str, text: str) -> None:
@@ -58,4 +84,4 @@ def replace_between(path: str | Path, mark: str, text: str) -> None:
         raise ValueError(f"{path} has no {begin} ... {end}.")
     before, rest = content.split(begin, 1)
     after = rest.split(end, 1)[1]
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")

@@ -182,21 +182,6 @@ def _to_dataset(rows: Iterator[tuple[str, Row]]) -> Dataset | None:
     return whole.remove_columns(empty)
 
 
-def _load_hub(
-    source: str, split: str, config: str | None, revision: str | None, image_column: str | None, text_column: str | None
-) -> Dataset:
-    dataset = datasets.load_dataset(source, config, split=split, revision=revision)
-    image = find_column(dataset.column_names, IMAGE_COLUMNS, image_column, "--image_column", source)
-    text = find_column(dataset.column_names, TEXT_COLUMNS, text_column, "--text_column", source)
-    kept = [column for column in KEPT_COLUMNS if column in dataset.column_names and column not in (image, text)]
-    dataset = dataset.select_columns([image, text, *kept])
-    if isinstance(dataset.features[image], datasets.Image):
-        # Don't decode here: workers call `open_image`, as for files.
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (text, "text")) if old != new})
-    return dataset.map(lambda row: {"text": clean_transcription(row["text"] or "")}, desc="Cleaning texts")
-
-
 class Source:
     """A source of transcribed images; its table is parsed once for all splits.
 
@@ -229,7 +214,8 @@ class Source:
     ):
         self.name = str(source)
         self._bad = bad
-        self._hub = {"config": config, "revision": revision, "image_column": image_column, "text_column": text_column}
+        self._config, self._revision = config, revision
+        self._image_column, self._text_column = image_column, text_column
         self._own_splits = own_splits
         self._is_local = bool(_locate(self.name))
         if not self._is_local and not Path(self.name).exists() and not check_hub():
@@ -237,8 +223,8 @@ class Source:
         self._table: Dataset | None = None
         self._refused_rows_without_split = False
         if self._is_local:
-            columns = {"image_column": image_column, "text_column": text_column, "encoding": encoding}
-            self._table = _to_dataset(parse_local_rows(source, bad, **columns))
+            rows = parse_local_rows(source, bad, image_column=image_column, text_column=text_column, encoding=encoding)
+            self._table = _to_dataset(rows)
 
     def count_splits(self) -> dict[str | None, int]:
         """Rows of a local source by split, `None` for rows that name none; empty when no row names one."""
@@ -249,8 +235,20 @@ class Source:
     def has_split(self, split: str) -> bool:
         """Tell whether there are rows of a split: in a sub-folder, by a `split` column, or on the Hub."""
         if not self._is_local:
-            return split in datasets.get_dataset_split_names(self.name, self._hub["config"])
+            return split in datasets.get_dataset_split_names(self.name, self._config)
         return find_split(split, (name for name in self.count_splits() if name)) is not None
+
+    def _load_hub(self, split: str) -> Dataset:
+        dataset = datasets.load_dataset(self.name, self._config, split=split, revision=self._revision)
+        image = find_column(dataset.column_names, IMAGE_COLUMNS, self._image_column, "--image_column", self.name)
+        text = find_column(dataset.column_names, TEXT_COLUMNS, self._text_column, "--text_column", self.name)
+        kept = [column for column in KEPT_COLUMNS if column in dataset.column_names and column not in (image, text)]
+        dataset = dataset.select_columns([image, text, *kept])
+        if isinstance(dataset.features[image], datasets.Image):
+            # Don't decode here: workers call `open_image`, as for files.
+            dataset = dataset.cast_column(image, datasets.Image(decode=False))
+        dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (text, "text")) if old != new})
+        return dataset.map(lambda row: {"text": clean_transcription(row["text"] or "")}, desc="Cleaning texts")
 
     def _check_split_words(self, table: Dataset) -> None:
         """Refuse a word that is no split, and refuse or count rows without one where others have one.
@@ -295,7 +293,7 @@ class Source:
         """
         wheres: Dataset | None = None
         if not self._is_local:
-            chosen: Dataset | None = _load_hub(self.name, split or "train", **self._hub)
+            chosen: Dataset | None = self._load_hub(split or "train")
         elif self._table is None:
             chosen = None
         else:

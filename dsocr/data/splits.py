@@ -113,15 +113,15 @@ def split_into_fold(dataset: Dataset, fold: int, n_folds: int, seed: int = 0) ->
     return _divide(dataset, pages, held_out)
 
 
-def expected_half_width(texts: list[str], cer: float = TYPICAL_CER) -> float:
-    """Rough forecast of a CER's 95 % interval on these texts: its reach to either side.
+def expected_half_width(texts: list[str]) -> float:
+    """Rough forecast of a typical CER's 95 % interval on these texts: its reach to either side.
 
     Example:
         >>> round(expected_half_width(["x" * 10] * 90), 3)
         0.039
     """
     characters = sum(len(text) for text in texts)
-    return _CLUSTERING * 1.96 * math.sqrt(cer * (1 - cer) / max(characters, 1))
+    return _CLUSTERING * 1.96 * math.sqrt(TYPICAL_CER * (1 - TYPICAL_CER) / max(characters, 1))
 
 
 def warn_about_width(held_out: Dataset) -> bool:

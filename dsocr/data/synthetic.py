@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dsocr.common.files import write_then_rename
+from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME
+
 
 FONT_FOLDER = files("dsocr.data") / "fonts"
 PRINT_FONTS = ("PTSans", "PTSerif", "Lora", "OpenSans", "RobotoMono")
@@ -30,6 +33,8 @@ LETTERS = {
 LOOK_ALIKES = frozenset("ABCEHKMOPTXaceopxyАВСЕНКМОРТХасеорху")
 WORD_FILES = {"latin": "en.txt", "russian": "ru.txt"}
 DIGITS = "0123456789"
+# `(width, height)` of every image in pixels.
+LINE_SIZE = (240, 40)
 PUNCTUATION = ".,:;!?-()"
 
 
@@ -73,7 +78,8 @@ def _random_word(rng: random.Random, script: str) -> str:
     return "".join(rng.choices(DIGITS, k=rng.randint(1, 4)))
 
 
-def _tells_script(text: str) -> bool:
+def tells_script(text: str) -> bool:
+    """Whether a text has a letter that belongs to its script alone, or no letter at all."""
     letters = [character for character in text if character.isalpha()]
     return not letters or any(letter not in LOOK_ALIKES for letter in letters)
 
@@ -89,13 +95,13 @@ def random_text(rng: random.Random, script: str, min_length: int, max_length: in
         while len(text) < length:
             text += _random_word(rng, script) + (rng.choice(PUNCTUATION) if rng.random() < 0.12 else "") + " "
         text = text[:length].strip()
-        if len(text) == length and _tells_script(text):
+        if len(text) == length and tells_script(text):
             return text
 
 
-def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, int], handwriting: bool) -> Image.Image:
-    """Draw the ink as an `L` mask of `size`; scale it down if the line is too long."""
-    width, height = size
+def _draw_text(rng: random.Random, text: str, font_name: str, handwriting: bool) -> Image.Image:
+    """Draw the ink as an `L` mask of `LINE_SIZE`; scale it down if the line is too long."""
+    width, height = LINE_SIZE
     points = rng.randint(round(height * 0.5), round(height * 0.72))
     font = _load_font(font_name, points)
     margin = points
@@ -130,18 +136,18 @@ def _draw_text(rng: random.Random, text: str, font_name: str, size: tuple[int, i
     if scale < 1:
         new_size = (max(1, round(ink.width * scale)), max(1, round(ink.height * scale)))
         ink = ink.resize(new_size, Image.Resampling.BILINEAR)
-    mask = Image.new("L", size, 0)
+    mask = Image.new("L", LINE_SIZE, 0)
     left = rng.randint(0, min(round(0.3 * height), width - ink.width))
     top = rng.randint(0, height - ink.height)
     mask.paste(ink, (left, top))
     return mask
 
 
-def _draw_paper(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    width, height = size
+def _draw_paper(rng: random.Random) -> Image.Image:
+    width, height = LINE_SIZE
     tone = rng.randint(215, 255)
     colour = tuple(max(0, tone - rng.randint(0, 18)) for _ in range(3))
-    paper = Image.new("RGB", size, colour)
+    paper = Image.new("RGB", LINE_SIZE, colour)
     kind = rng.random()
     if kind < 0.35:
         draw = ImageDraw.Draw(paper)
@@ -174,27 +180,28 @@ def _age(rng: random.Random, image: Image.Image) -> Image.Image:
     return image
 
 
-def render_line(text: str, font: str, rng: random.Random, *, size: tuple[int, int] = (240, 40)) -> Image.Image:
+def render_line(text: str, font: str, rng: random.Random) -> Image.Image:
     """Render one line.
 
     Args:
         text: The text; scaled down if it is too long.
         font: A name from `FONTS`; handwriting fonts get jitter, slant, wobble and worn, ruled or squared paper.
         rng: Source of every random choice.
-        size: `(width, height)` of the image in pixels.
 
     Returns:
-        An RGB image of the given size.
+        An RGB image of `LINE_SIZE`.
     """
     handwriting = font not in PRINT_FONTS
-    mask = _draw_text(rng, text, font, size, handwriting)
+    mask = _draw_text(rng, text, font, handwriting)
     if not handwriting:
         grey, black = rng.randint(225, 255), rng.randint(0, 60)
-        page = Image.composite(Image.new("RGB", size, (black,) * 3), Image.new("RGB", size, (grey,) * 3), mask)
+        page = Image.composite(
+            Image.new("RGB", LINE_SIZE, (black,) * 3), Image.new("RGB", LINE_SIZE, (grey,) * 3), mask
+        )
         return _age(rng, page) if rng.random() < 0.5 else page
-    paper = _draw_paper(rng, size)
+    paper = _draw_paper(rng)
     ink = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 120))
-    return _age(rng, Image.composite(Image.new("RGB", size, ink), paper, mask))
+    return _age(rng, Image.composite(Image.new("RGB", LINE_SIZE, ink), paper, mask))
 
 
 def generate_lines(
@@ -204,7 +211,6 @@ def generate_lines(
     scripts: tuple[str, ...] = ("latin", "russian"),
     min_length: int = 1,
     max_length: int = 16,
-    size: tuple[int, int] = (240, 40),
     fonts: tuple[str, ...] | None = None,
 ) -> Iterator[SyntheticLine]:
     """Render an endless stream of lines.
@@ -215,7 +221,6 @@ def generate_lines(
         scripts: Scripts to draw from.
         min_length: Fewest characters.
         max_length: Most characters.
-        size: `(width, height)` of every image in pixels.
         fonts: Restrict the style to these of its fonts.
 
     Raises:
@@ -233,17 +238,17 @@ def generate_lines(
     while True:
         script, font = rng.choice(scripts), rng.choice(fonts or FONTS[style])
         text = random_text(rng, script, min_length, max_length)
-        yield SyntheticLine(render_line(text, font, rng, size=size), text, script, font)
+        yield SyntheticLine(render_line(text, font, rng), text, script, font)
 
 
 def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
     """Write lines as PNG files with a `metadata.jsonl` for `load_ocr_dataset`; returns its path."""
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    metadata = folder / "metadata.jsonl"
-    with metadata.open("w", encoding="utf-8") as file:
+    (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+    metadata = folder / METADATA_NAME
+    with write_then_rename(metadata) as partial, partial.open("w", encoding="utf-8") as file:
         for index, line in enumerate(lines):
-            name = f"images/{index:06d}.png"
+            name = f"{IMAGES_FOLDER}/{index:06d}.png"
             line.image.save(folder / name)
             row = {"image": name, "text": line.text, "script": line.script, "font": line.font}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -152,7 +152,8 @@ def load_training_sets(
         options: Splits, columns and limits.
 
     Raises:
-        As `load_ocr_dataset` and `split_by_page`; ValueError when an entry of `options.extra` is not NAME=PATH.
+        As `load_ocr_dataset`, `split_by_page` and `split_into_fold`; ValueError when an entry of `options.extra` is not
+        NAME=PATH, or `options.fold` is no fold.
     """
     named = dict(parse_named_path(word) for word in options.extra)
     image_column, text_column = options.image_column, options.text_column

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsocr.common.files import write_json
+from dsocr.common.files import write_json, write_then_rename
 from dsocr.common.problems import PROBLEMS
 from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON, IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
@@ -101,7 +101,12 @@ class Examination:
 
 
 def examine(
-    source: str | Path, processor: OcrProcessor | None = None, *, max_new_tokens: int = 256, **columns: Any
+    source: str | Path,
+    processor: OcrProcessor | None = None,
+    *,
+    max_new_tokens: int = 256,
+    image_column: str | None = None,
+    text_column: str | None = None,
 ) -> Examination:
     """Examine a local dataset.
 
@@ -109,13 +114,14 @@ def examine(
         source: A metadata file, or a folder with one.
         processor: Counts tokens and tiles; without it lengths are not looked at.
         max_new_tokens: Longest answer that evaluation will generate.
-        **columns: `image_column`, `text_column`, `encoding`.
+        image_column: See `load_ocr_dataset`.
+        text_column: See `load_ocr_dataset`.
 
     Raises:
         As `parse_local_rows`; ValueError when there is no row.
     """
     bad = BadSamples("skip")
-    rows = list(parse_local_rows(source, bad, **columns))
+    rows = list(parse_local_rows(source, bad, image_column=image_column, text_column=text_column))
     if not rows:
         raise ValueError(f"{source}: no row to examine; {bad.summary()}.")
     where, texts = [place for place, _ in rows], [row["text"] for _, row in rows]
@@ -221,9 +227,7 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
     left_out, count = BadSamples("skip"), 0
     for entry in examination.refused.entries:
         left_out.add(**entry)
-    # Under another name until it is whole: a run that is killed leaves no dataset that looks complete.
-    partial = folder / f"{METADATA_NAME}.part"
-    with partial.open("w", encoding="utf-8") as file:
+    with write_then_rename(folder / METADATA_NAME) as partial, partial.open("w", encoding="utf-8") as file:
         for index, (where, row) in enumerate(examination.rows):
             text = clean_text(row["text"])
             if index in unusable:
@@ -240,7 +244,6 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
             kept = {column: row[column] for column in KEPT_COLUMNS if column in row}
             file.write(json.dumps({"image": name, "text": text, **kept}, ensure_ascii=False) + "\n")
             count += 1
-    left_out.write(folder / SKIPPED_NAME)
-    partial.rename(folder / METADATA_NAME)
+        left_out.write(folder / SKIPPED_NAME)
     logger.info("%d of %d rows in %s; %s", count, examination.row_count, folder, left_out.summary())
     return count

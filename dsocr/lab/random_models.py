@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from dsocr.common.files import write_then_rename
 from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_byte_tokenizer, build_tiny_model
 from dsocr.models.config import released_config
 from dsocr.models.loading import find_model_class
@@ -102,9 +103,8 @@ def write_random_checkpoint(config: PreTrainedConfig, dtype: torch.dtype, folder
     folder = Path(folder)
     if not folder.is_dir():
         # Renamed at the end: a folder that an interrupted run left half written would be taken for a checkpoint.
-        partial = folder.with_name(f"{folder.name}.part")
-        build_random_model(config, dtype, "cpu").save_pretrained(partial, max_shard_size="2GB")
-        partial.rename(folder)
+        with write_then_rename(folder) as partial:
+            build_random_model(config, dtype, "cpu").save_pretrained(partial, max_shard_size="2GB")
     return folder
 
 

@@ -12,10 +12,8 @@ from dsocr.samples.processor import OcrProcessor
 EVALUATION_SEED = 1_000_003
 
 
-def evaluate_lines(
-    model: PreTrainedModel, processor: OcrProcessor, lines: list[SyntheticLine], *, progress: bool = False
-) -> TextMetrics:
+def evaluate_lines(model: PreTrainedModel, processor: OcrProcessor, lines: list[SyntheticLine]) -> TextMetrics:
     """Error rates of rendered lines, by generation."""
-    options = ReadingOptions(batch_size=32, max_new_tokens=32, progress=progress)
+    options = ReadingOptions(batch_size=32, max_new_tokens=32, progress=False)
     read = transcribe(model, processor, [line.image for line in lines], options)
     return compute_metrics([line.text for line in lines], read)

@@ -8,8 +8,15 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import DeepseekOcr2Config, PreTrainedModel, PreTrainedTokenizerFast, UnlimitedOcrConfig
+from transformers import (
+    DeepseekOcr2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    UnlimitedOcrConfig,
+)
 
+from dsocr.data.synthetic import LETTERS
 from dsocr.models.loading import find_model_class
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.tokenizer import BOS, EOS, IMAGE_TOKEN, PAD
@@ -19,10 +26,15 @@ SIZE_DIVISOR = 16
 PATCH_SIZE = 4
 _BASE_SIZE = 1024 // SIZE_DIVISOR
 _GRID = _BASE_SIZE // PATCH_SIZE // 4
+# Hidden size of SAM, the first and costliest vision encoder.
+_SAM_WIDTH = 64
 
 
-def _text_config(vocabulary: int, width: int, layers: int) -> dict:
-    # Every dimension is a multiple of 64, bitsandbytes' smallest block.
+def text_config(vocabulary: int, width: int, layers: int) -> dict[str, Any]:
+    """Fields of a small language model: one dense layer, then mixtures of four experts.
+
+    `width` is a multiple of 64, bitsandbytes' smallest block.
+    """
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -44,24 +56,24 @@ def _text_config(vocabulary: int, width: int, layers: int) -> dict:
     }
 
 
-def _sam_config(width: int, encoder_width: int) -> dict:
+def _sam_config(encoder_width: int) -> dict:
     return {
-        "hidden_size": width,
+        "hidden_size": _SAM_WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "global_attn_indexes": [1],
         "window_size": 4,
-        "mlp_dim": 2 * width,
-        "output_channels": width,
-        "downsample_channels": [width, encoder_width],
+        "mlp_dim": 2 * _SAM_WIDTH,
+        "output_channels": _SAM_WIDTH,
+        "downsample_channels": [_SAM_WIDTH, encoder_width],
         "image_size": _BASE_SIZE,
         "patch_size": PATCH_SIZE,
         "initializer_range": 0.02,
     }
 
 
-def _tiny_config(version: str, vocabulary: int, width: int, sam_width: int, layers: int):
-    text, sam = _text_config(vocabulary, width, layers), _sam_config(sam_width, width)
+def _tiny_config(version: str, vocabulary: int, width: int, layers: int):
+    text, sam = text_config(vocabulary, width, layers), _sam_config(width)
     encoder: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -107,12 +119,21 @@ def initialize(model: PreTrainedModel, seed: int) -> None:
             module.bias.zero_()
 
 
+def build_initialized(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """The native model of a config with `initialize`d weights (fp32), which generates with the tokenizer's control tokens."""
+    model = find_model_class(config.model_type)(config)
+    initialize(model, seed)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
 def build_tiny_model(
     version: str = "v1",
     *,
     image_mode: str = "gundam",
     width: int = 64,
-    sam_width: int = 64,
     layers: int = 3,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, OcrProcessor]:
@@ -122,7 +143,6 @@ def build_tiny_model(
         version: `"v1"`, `"v2"` or `"unlimited"`.
         image_mode: A mode of that version, at 1/16 of its sizes (global view 64, tiles 40 or 48 pixels).
         width: Hidden size of the language model and the second vision encoder; a multiple of 64.
-        sam_width: Hidden size of SAM, the first and costliest vision encoder.
         layers: Decoder layers, the first one dense.
         seed: Seed of the weights.
 
@@ -133,31 +153,27 @@ def build_tiny_model(
         >>> model, processor = build_tiny_model("v1")  # doctest: +SKIP
     """
     tokenizer = build_byte_tokenizer()
-    config = _tiny_config(version, len(tokenizer), width, sam_width, layers)
-    model = find_model_class(config.model_type)(config)
-    initialize(model, seed)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    config = _tiny_config(version, len(tokenizer), width, layers)
+    model = build_initialized(config, tokenizer, seed)
     processor = OcrProcessor(tokenizer, version, image_mode, size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)
     return model.eval(), processor
 
 
-RUSSIAN = "АБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдеёжзийклмнопрстуфхцчшщъыьэюя"
-
-
-def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+def build_byte_tokenizer(letters: str = LETTERS["russian"]) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with upstream's control tokens at ids 0, 1, 2 and `<image>` as the last id.
 
-    It has one token per byte and one per Russian letter (two bytes each), so any text survives a round trip.
+    It has one token per byte, so any text survives a round trip, and one for each of the letters of several bytes.
     """
     splitter = ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}
-    merges = []
-    for letter in RUSSIAN:
-        first, second = list(splitter.pre_tokenize_str(letter)[0][0])
-        merges.append((first, second))
-        vocabulary[first + second] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for letter in letters:
+        merged, *others = list(splitter.pre_tokenize_str(letter)[0][0])
+        for other in others:
+            pair, merged = (merged, other), merged + other
+            if merged not in vocabulary:
+                merges.append(pair)
+                vocabulary[merged] = len(vocabulary)
     backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()

@@ -150,7 +150,7 @@ def _check_every_tensor(model: PeftModel, stored: dict[str, torch.Tensor], adapt
         )
 
 
-def check_loaded_adapter(model: PeftModel, path: str | Path, adapter_name: str = "default") -> int:
+def check_loaded_adapter(model: PeftModel, path: str | Path) -> int:
     """Check that a loaded adapter equals the saved one, tensor for tensor; returns the number of tensors.
 
     Raises:
@@ -158,7 +158,7 @@ def check_loaded_adapter(model: PeftModel, path: str | Path, adapter_name: str =
         ValueError: when a tensor is missing, unexpected or different.
     """
     stored = _stored_tensors(Path(path))
-    _check_every_tensor(model, stored, adapter_name, Path(path))
+    _check_every_tensor(model, stored, "default", Path(path))
     return len(stored)
 
 
@@ -168,7 +168,6 @@ def load_adapter(
     *,
     adapter_name: str = "default",
     is_trainable: bool = False,
-    allow_other_base: bool = False,
 ) -> PeftModel:
     """Put a saved adapter on a base model, and check that every tensor arrived.
 
@@ -177,7 +176,6 @@ def load_adapter(
         path: Folder with `adapter_config.json` and `adapter_model.safetensors`.
         adapter_name: Name inside the `PeftModel`.
         is_trainable: Whether the adapter's parameters require a gradient.
-        allow_other_base: Load the adapter even if it was trained on a base with other weights.
 
     Returns:
         The `PeftModel`.
@@ -190,10 +188,10 @@ def load_adapter(
     folder = Path(path)
     stored = _stored_tensors(folder)
     card = load_adapter_card(folder)
-    if "base_fingerprint" in card and not allow_other_base and card["base_fingerprint"] != base_fingerprint(model):
+    if "base_fingerprint" in card and card["base_fingerprint"] != base_fingerprint(model):
         raise ValueError(
             f"{folder} was trained on another base model: {card.get('base_model_name_or_path')!r}, revision "
-            f"{card.get('revision')!r}. Load that one (or pass allow_other_base=True if you know what you do)."
+            f"{card.get('revision')!r}. Load that one."
         )
     try:
         with warnings.catch_warnings(), blamed_on(folder):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from dsocr.common.files import load_json, write_json
+from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, PROCESSOR_NAME
 from dsocr.models.config import model_version
 
 
@@ -25,7 +26,7 @@ SHARD_SIZE = "4GB"
 _CLIP = "model.vision_model.embeddings"
 # Never copied: the export writes new weights, and the run's own files belong to the run.
 _SKIPPED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".md", ".png", ".jpg", ".log")
-_SKIPPED_NAMES = ("config.json", "adapter_config.json", "dsocr_adapter.json", "processor_config.json")
+_SKIPPED_NAMES = ("config.json", ADAPTER_CONFIG_NAME, ADAPTER_CARD_NAME, PROCESSOR_NAME)
 
 
 def _find_in_checkpoint(folder: Path, name: str) -> torch.Tensor | None:

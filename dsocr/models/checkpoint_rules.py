@@ -42,6 +42,9 @@ def repair_checkpoint_rules() -> dict[str, int]:
 
     Returns:
         Number of rules changed, by model type; 0 if upstream (or an earlier call) has anchored them.
+
+    Raises:
+        ImportError: transformers has no rules for one of the model types, which means an unsupported version.
     """
     changed = {}
     for model_type in MODEL_TYPES:

@@ -37,6 +37,11 @@ class ParamWrapper(peft_lora.ParamWrapper):
             del experts.low_rank[self.parameter_name]
 
     def merge(self, *args, **kwargs) -> None:
+        """Refuse to merge.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(
             "an adapter cannot be merged into 4-bit experts: rounding would destroy it. Load the base model without "
             "load_in_4bit, put the adapter on it with dsocr.load_adapter(), and merge there."

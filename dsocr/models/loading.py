@@ -9,15 +9,13 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from dsocr.common.errors import blamed_on
 from dsocr.common.files import load_json
 from dsocr.common.hub import check_hub
+from dsocr.common.run_files import ADAPTER_CONFIG_NAME
 from dsocr.models.config import PAD_TOKEN_ID, native_config
 from dsocr.models.sam_attention import split_global_attention
 
@@ -58,7 +56,7 @@ def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
     if folder.is_dir():
         path = folder / "config.json"
         if not path.is_file():
-            adapter = (folder / "adapter_config.json").is_file()
+            adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
             raise ModelLoadError(
                 f"{folder} has no config.json. "
                 + (
@@ -92,6 +90,16 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not one of auto, bfloat16, float16, float32.")
     return parsed
+
+
+def planned_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype that a memory plan counts with: bfloat16 for `"auto"`, as the released checkpoints are stored.
+
+    Raises:
+        ValueError: as `parse_dtype`.
+    """
+    parsed = parse_dtype(dtype)
+    return parsed if isinstance(parsed, torch.dtype) else torch.bfloat16
 
 
 def _raise_on_difference(name: str, info: dict) -> None:
@@ -140,7 +148,6 @@ def _quantization_config(quantize_vision: bool, compute_dtype: torch.dtype, quan
 def load_model(
     name_or_path: str,
     *,
-    config: PreTrainedConfig | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
@@ -154,7 +161,6 @@ def load_model(
 
     Args:
         name_or_path: Hub id, or local folder with `config.json` and `*.safetensors`.
-        config: A native config to use instead of the one translated from the checkpoint.
         revision: Branch, tag or commit of a Hub id.
         dtype: `"auto"` (as stored), `"bfloat16"`, `"float16"`, `"float32"` or a `torch.dtype`.
         attn_implementation: `"sdpa"` (default) or `"eager"`.
@@ -180,9 +186,8 @@ def load_model(
             f"{name_or_path} is quantised already ({method}). Give the 16-bit checkpoint: --load_in_4bit quantises it "
             "while it is read, its routed experts included."
         )
-    if config is None:
-        with blamed_on(f"config.json of {name_or_path}"):
-            config = native_config(raw)
+    with blamed_on(f"config.json of {name_or_path}"):
+        config = native_config(raw)
     model_class = find_model_class(config.model_type)
     parsed_dtype = parse_dtype(dtype)
     quantization_config = None

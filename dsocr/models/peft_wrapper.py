@@ -54,6 +54,9 @@ class KeywordGuard:
     Attributes:
         dropped: How often each keyword was dropped.
         renamed: How often each alias was renamed.
+
+    Raises (when called):
+        TypeError: for an unknown keyword, an input given twice, or an alias that is no tensor.
     """
 
     def __init__(self):

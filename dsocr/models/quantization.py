@@ -78,8 +78,11 @@ def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: 
     return len(names)
 
 
-def _keep_gradients_on_cpu(model: nn.Module) -> None:
-    # With AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and a later backward gets no gradient.
+def keep_gradients_on_cpu(model: nn.Module) -> None:
+    """Switch off bitsandbytes' repacking of weights for CPUs with AVX512-BF16.
+
+    It would repack a weight at the first evaluation, and a later backward would get no gradient.
+    """
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
@@ -148,65 +151,11 @@ class OcrQuantizer(Bnb4BitHfQuantizer):
         for experts, name, scales in self.scales:
             experts.set_scales(name, scales)
         self.scales = []
-        _keep_gradients_on_cpu(model)
+        keep_gradients_on_cpu(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 
     def is_serializable(self):
         return False
-
-
-def quantize_model(
-    model: nn.Module,
-    *,
-    quantize_vision: bool = False,
-    quantize_experts: bool = True,
-    quant_type: str = "nf4",
-    double_quant: bool = True,
-) -> nn.Module:
-    """Quantise, in place, a model that is already in memory (random weights, or the meta device).
-
-    `load_model(..., load_in_4bit=True)` quantises while the checkpoint loads and never holds the whole model.
-
-    Args:
-        model: A bare native model.
-        quantize_vision: Quantise the vision tower and the projector too.
-        quantize_experts: `False` leaves the routed experts in 16 bit, as bitsandbytes alone does.
-        quant_type: `"nf4"` or `"fp4"`.
-        double_quant: Quantise the blocks' scales as well.
-
-    Returns:
-        The same model.
-    """
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and not is_skipped(name, quantize_vision)
-    }
-    for name, linear in linears.items():
-        layer = bitsandbytes.nn.Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=False,
-            compute_dtype=linear.weight.dtype,
-            compress_statistics=double_quant,
-            quant_type=quant_type,
-            device="meta",
-        )
-        weight = bitsandbytes.nn.Params4bit(
-            linear.weight.data, requires_grad=False, compress_statistics=double_quant, quant_type=quant_type
-        )
-        layer.weight = weight.to(linear.weight.device)
-        layer.bias = linear.bias
-        model.set_submodule(name, layer.requires_grad_(False))
-    if quantize_experts:
-        replace_experts(model, quant_type=quant_type, double_quant=double_quant)
-        for experts in model.modules():
-            if isinstance(experts, Experts4bit):
-                for name in WEIGHTS:
-                    experts.pack(name)
-    _keep_gradients_on_cpu(model)
-    model.is_loaded_in_4bit = True
-    return model
 
 
 def weight_bytes(model: nn.Module) -> int:

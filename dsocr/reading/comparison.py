@@ -11,6 +11,8 @@ from dsocr.reading.metrics import bootstrap_interval, compute_metrics, count_edi
 
 
 LENGTH_LIMITS = (10, 30, 60)
+# Confusions and worst lines in a report.
+SHOWN = 20
 
 
 def name_length(text: str) -> str:
@@ -69,26 +71,25 @@ class Difference:
         return {**asdict(self), "is_clear": self.is_clear}
 
 
-def compare_readers(references: list[str], first: list[str], second: list[str], seed: int = 0) -> Difference:
+def compare_readers(references: list[str], first: list[str], second: list[str]) -> Difference:
     """Difference of two readers' corpus CERs; its bootstrap interval draws the same lines for both.
 
     Args:
         references: True texts of the lines.
         first: Texts from the first reader (the base model, say).
         second: Texts from the second reader.
-        seed: Seed of the bootstrap.
 
     Source: paired bootstrap, Koehn, "Statistical significance tests for machine translation evaluation", 2004.
     """
     first_edits, lengths = count_edits(references, first)
     second_edits, _ = count_edits(references, second)
     gains = [after - before for before, after in zip(first_edits, second_edits, strict=True)]
-    low, high = bootstrap_interval(gains, lengths, seed)
+    low, high = bootstrap_interval(gains, lengths)
     return Difference(sum(gains) / max(sum(lengths), 1), low, high)
 
 
-def count_confusions(references: list[str], predictions: list[str], limit: int = 20) -> list[tuple[str, str, int]]:
-    """The most frequent character errors as `(reference, read, count)`; an empty string is a missing character."""
+def count_confusions(references: list[str], predictions: list[str]) -> list[tuple[str, str, int]]:
+    """The 20 most frequent character errors as `(reference, read, count)`; an empty string is a missing character."""
     counts: Counter[tuple[str, str]] = Counter()
     for reference, prediction in zip(references, predictions, strict=True):
         reference, prediction = normalize(reference), normalize(prediction)
@@ -96,11 +97,11 @@ def count_confusions(references: list[str], predictions: list[str], limit: int =
             old = "" if edit.tag == "insert" else reference[edit.src_pos]
             new = "" if edit.tag == "delete" else prediction[edit.dest_pos]
             counts[old, new] += 1
-    return [(old, new, count) for (old, new), count in counts.most_common(limit)]
+    return [(old, new, count) for (old, new), count in counts.most_common(SHOWN)]
 
 
-def find_worst(references: list[str], predictions: list[str], limit: int = 20) -> list[int]:
-    """Indices of the lines with the highest CER, the worst first; lines without error are left out."""
+def find_worst(references: list[str], predictions: list[str]) -> list[int]:
+    """Indices of the 20 lines with the highest CER, the worst first; lines without error are left out."""
     edits, lengths = count_edits(references, predictions)
     order = sorted(range(len(edits)), key=lambda i: (-edits[i] / max(lengths[i], 1), -edits[i], i))
-    return [index for index in order if edits[index]][:limit]
+    return [index for index in order if edits[index]][:SHOWN]

@@ -158,7 +158,10 @@ def transcribe(
     processor: OcrProcessor,
     images: list[Any],
     options: ReadingOptions = ReadingOptions(),
-    **further: Any,
+    *,
+    features: FeatureCache | None = None,
+    prompt_tokens: Sequence[int] | None = None,
+    description: str = "Reading",
 ) -> list[str]:
     """Call `read_lines` and return the texts in the order of the images.
 
@@ -167,9 +170,14 @@ def transcribe(
         processor: Its processor.
         images: Anything that `open_image` takes.
         options: See `read_lines`.
-        **further: Further arguments of `read_lines`.
+        features: See `read_lines`.
+        prompt_tokens: See `read_lines`.
+        description: See `read_lines`.
     """
     texts = [""] * len(images)
-    for line in read_lines(model, processor, images, options, **further):
+    lines = read_lines(
+        model, processor, images, options, features=features, prompt_tokens=prompt_tokens, description=description
+    )
+    for line in lines:
         texts[line.index] = line.text
     return texts

@@ -60,9 +60,11 @@ class PredictionFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def add(self, index: int, **fields: Any) -> None:
+    def add(self, index: int, *, reference: str, prediction: str, confidence: float | None = None) -> None:
         """Append one prediction."""
-        entry = {"index": index, **fields}
+        entry: dict[str, Any] = {"index": index, "reference": reference, "prediction": prediction}
+        if confidence is not None:
+            entry["confidence"] = confidence
         self._append(entry)
         self.rows[index] = entry
 

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from dsocr.common.files import name_partial, write_then_rename
 from dsocr.common.run_files import SKIPPED_NAME
 from dsocr.reading.transcription import TranscribedPage
 
@@ -18,10 +19,6 @@ ALTO_NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 # Characters that XML does not allow, in text and in names.
 _NO_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
 
 
 class TranscriptWriter(Protocol):
@@ -40,7 +37,7 @@ class _StreamWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Keep the file open for the whole run; `close` closes it. An earlier result stays until this one is whole.
             # A file name that is no UTF-8 reaches Python with half characters; they are written as \udcff.
-            self._stream = _partial(self._path).open("w", encoding="utf-8", errors="backslashreplace")
+            self._stream = name_partial(self._path).open("w", encoding="utf-8", errors="backslashreplace")
 
     def _put(self, text: str) -> None:
         self._stream.write(text)
@@ -51,7 +48,7 @@ class _StreamWriter:
         if self._path:
             self._stream.close()
             if complete:
-                os.replace(_partial(self._path), self._path)
+                os.replace(name_partial(self._path), self._path)
 
 
 class TextWriter(_StreamWriter):
@@ -120,8 +117,8 @@ class AltoWriter:
             name = f"{stem}_{number}"
         self._taken.add(name)
         path = self._folder / f"{name}.xml"
-        build_alto(page).write(_partial(path), encoding="utf-8", xml_declaration=True)
-        os.replace(_partial(path), path)
+        with write_then_rename(path) as partial:
+            build_alto(page).write(partial, encoding="utf-8", xml_declaration=True)
 
     def close(self, *, complete: bool) -> None:
         pass

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dsocr.common.machine import peak_memory_gib
+from dsocr.common.run_files import ADAPTER_CONFIG_NAME
 from dsocr.models import load_adapter, load_model
 from dsocr.models.adapters import find_base
 from dsocr.reading.generation import ReadingOptions, transcribe
@@ -103,7 +104,7 @@ def verify_checkpoint(
     if image is None or text is None:
         image, text = str(SAMPLE_IMAGE), SAMPLE_TEXT
     base, adapter = name, None
-    if (Path(name) / "adapter_config.json").is_file():
+    if (Path(name) / ADAPTER_CONFIG_NAME).is_file():
         adapter = name
         base, saved = find_base(name)
         revision = revision or saved

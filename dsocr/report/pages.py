@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dsocr.common.files import load_json
+from dsocr.common.files import load_json, write_text
 from dsocr.common.run_files import EVALUATION_NAME, GALLERY_FOLDER, REPORT_HTML, REPORT_MARKDOWN
 from dsocr.data.image_files import UnreadableImageError
 from dsocr.data.texts import name_script
@@ -58,8 +58,7 @@ def _environment():
 
 def render_page(template: str, path: Path, **fields: Any) -> Path:
     """Fill a template from `templates/`; returns the path of the page."""
-    path.write_text(_environment().get_template(template).render(**fields).rstrip() + "\n", encoding="utf-8")
-    return path
+    return write_text(path, _environment().get_template(template).render(**fields).rstrip() + "\n")
 
 
 def _embed(content: bytes, kind: str = "jpeg") -> str:

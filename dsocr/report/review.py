@@ -6,6 +6,7 @@ The corrected CSV is a dataset: `load_ocr_dataset("review.csv")` loads it, and t
 import csv
 from pathlib import Path
 
+from dsocr.common.files import write_then_rename
 from dsocr.data.texts import normalize
 from dsocr.reading.transcription import TranscribedLine, TranscribedPage
 from dsocr.report.pages import embed_image, render_page
@@ -51,7 +52,7 @@ class ReviewWriter:
         """Write the files; returns their paths."""
         rows = sorted(self._rows, key=lambda row: float(row["confidence"]))
         table = self.path.with_suffix(".csv")
-        with table.open("w", encoding="utf-8", newline="") as file:
+        with write_then_rename(table) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)

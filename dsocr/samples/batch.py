@@ -50,7 +50,6 @@ def collate_samples(
     padding_side: Literal["left", "right"],
     dtype: torch.dtype,
     with_grid: bool,
-    pad_to_multiple_of: int | None = None,
 ) -> dict[str, Any]:
     """Pad samples into the native model's inputs.
 
@@ -60,7 +59,6 @@ def collate_samples(
         padding_side: `"right"` for training, `"left"` for generation.
         dtype: Dtype of the pixels.
         with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
-        pad_to_multiple_of: Round the length up to a multiple.
 
     Returns:
         `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
@@ -69,8 +67,6 @@ def collate_samples(
         `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)
-    if pad_to_multiple_of:
-        length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
     input_ids = torch.full((len(samples), length), pad_token_id)
     attention_mask = torch.zeros((len(samples), length), dtype=torch.long)
     for row, sample in enumerate(samples):

@@ -29,7 +29,6 @@ class OcrCollator:
         dtype: Dtype of the pixels; use the model's.
         max_length: Longest accepted sequence in tokens; `None` accepts any.
         for_generation: Leave out the answer and pad on the left.
-        pad_to_multiple_of: Round the batch's length up to a multiple.
         augment: Vary the images (for training only).
         seed: Together with `epoch`, image name and text it seeds the variation: new in every epoch, the same in every
             worker and in a resumed run.
@@ -44,7 +43,6 @@ class OcrCollator:
     dtype: torch.dtype = torch.float32
     max_length: int | None = None
     for_generation: bool = False
-    pad_to_multiple_of: int | None = None
     augment: bool = False
     seed: int = 0
     epoch: int = 0
@@ -78,7 +76,6 @@ class OcrCollator:
             samples,
             padding_side="left" if self.for_generation else "right",
             dtype=self.dtype,
-            pad_to_multiple_of=self.pad_to_multiple_of,
         )
         if not self.for_generation:
             batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)

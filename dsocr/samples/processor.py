@@ -1,7 +1,7 @@
 """The processor: tokenizer, image geometry and prompt in one object, saved beside every checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -80,13 +80,23 @@ class OcrProcessor(ProcessorMixin):
         return {"processor_class": type(self).__name__, **{field: getattr(self, field) for field in fields}}
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None, **overrides) -> "OcrProcessor":
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        image_mode: str | None = None,
+        image_layout: str | None = None,
+        prompt: str | None = None,
+    ) -> "OcrProcessor":
         """Load a saved processor, or build one for an upstream checkpoint.
 
         Args:
             name_or_path: Hub id or local folder: an adapter or model folder of this project, or upstream's checkpoint.
             revision: Branch, tag or commit of a Hub id.
-            **overrides: `image_mode`, `prompt`, ... to use instead of the saved values (`None` keeps the saved one).
+            image_mode: Replaces the saved one.
+            image_layout: Replaces the saved one.
+            prompt: Replaces the saved one.
 
         Raises:
             ValueError: when there is no tokenizer.json, or the version is unknown.
@@ -96,7 +106,8 @@ class OcrProcessor(ProcessorMixin):
             if fields.pop("processor_class", None) != cls.__name__:
                 version = model_version(native_config(load_raw_config(str(name_or_path), revision)))
                 fields = {"version": version}
-            fields |= {key: value for key, value in overrides.items() if value is not None}
+            replaced = {"image_mode": image_mode, "image_layout": image_layout, "prompt": prompt}
+            fields |= {name: value for name, value in replaced.items() if value is not None}
             return cls(load_tokenizer(name_or_path, revision), **fields)
 
     def encode_answer(self, text: str) -> list[int]:
@@ -125,6 +136,11 @@ class OcrProcessor(ProcessorMixin):
         """Prepare a sample from an image (see `open_image`) and, for training, its transcription.
 
         If features are given, the image is not opened.
+
+        Raises:
+            UnreadableImageError: as `open_image`.
+            ValueError: the image would vanish in the global view, or the text holds a token that the model reserves; the
+                message names the image.
         """
         name = image_name(image)
         try:
@@ -138,14 +154,29 @@ class OcrProcessor(ProcessorMixin):
         return OcrSample(prompt + answer, len(prompt), views, name)
 
     def __call__(self, images: list, dtype: torch.dtype = torch.float32) -> BatchFeature:
-        """Prepare images as a left-padded batch for `model.generate`."""
+        """Prepare images as a left-padded batch for `model.generate`.
+
+        Raises:
+            As `prepare`.
+        """
         images = images if isinstance(images, list | tuple) else [images]
         return BatchFeature(self.collate([self.prepare(image) for image in images], padding_side="left", dtype=dtype))
 
-    def collate(self, samples: list[OcrSample], **options) -> dict[str, Any]:
+    def collate(
+        self,
+        samples: list[OcrSample],
+        *,
+        padding_side: Literal["left", "right"],
+        dtype: torch.dtype,
+    ) -> dict[str, Any]:
         """Call `dsocr.samples.batch.collate_samples` with this processor's pad token and model version."""
-        pad = self.tokenizer.pad_token_id
-        return collate_samples(samples, pad_token_id=pad, with_grid=self.version != "v2", **options)
+        return collate_samples(
+            samples,
+            pad_token_id=self.tokenizer.pad_token_id,
+            padding_side=padding_side,
+            dtype=dtype,
+            with_grid=self.version != "v2",
+        )
 
     def decode_answers(self, ids: torch.Tensor) -> list[str]:
         """Decode generated ids `[batch, new_tokens]`, without control tokens and surrounding white space."""

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from dsocr.models import load_adapter, load_model
-from dsocr.models.loading import parse_dtype
+from dsocr.models.loading import planned_dtype
 from dsocr.reading.evaluation import EvaluatedSet, evaluate_dataset
 from dsocr.reading.generation import ReadingOptions
 from dsocr.samples.processor import OcrProcessor
@@ -48,7 +48,7 @@ def evaluate_on_full_precision(
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0]
         settings = MemorySettings(
-            dtype=parse_dtype(dtype), eval_batch_size=options.batch_size, answer_tokens=options.max_new_tokens
+            dtype=planned_dtype(dtype), eval_batch_size=options.batch_size, answer_tokens=options.max_new_tokens
         )
         report = plan_run(name, settings, revision=revision, image_mode=processor.image_mode, with_savings=False)
         plan = report.plan

@@ -20,14 +20,10 @@ class CompactHead:
 
     Args:
         model: A bare native model.
-
-    Attributes:
-        scored: Number of positions in the head's last compacted call; `None` before the first.
     """
 
     def __init__(self, model: nn.Module):
         self._mask: torch.Tensor | None = None
-        self.scored: int | None = None
         # Hook the module that TRL's head calls: `model.base_model`.
         model.base_model.register_forward_hook(self._gather)
 
@@ -47,5 +43,4 @@ class CompactHead:
             return output
         mask, self._mask = self._mask, None
         output.last_hidden_state = output.last_hidden_state[:, :-1][mask].unsqueeze(0)
-        self.scored = output.last_hidden_state.shape[1]
         return output

@@ -56,13 +56,16 @@ class OcrTrainer(SFTTrainer):
     - Logs contain samples/s, image and text tokens/s and peak memory.
     - A loss that is not finite stops the run.
     - Batches of similar length (`train_sampling_strategy="group_by_length"`) work: lengths include image tokens.
-    - Resuming refuses another run's checkpoint and checks that every adapter tensor arrived; saved adapters carry the
-      identity of their base and training rows.
+    - Resuming checks that every adapter tensor arrived; saved adapters carry the identity of their base and training rows,
+      and `check_resume` refuses another run's checkpoint.
 
     Args:
         reading: Options for reading in evaluation.
         identity: Written to `dsocr_adapter.json` beside every saved adapter.
         **kwargs: Arguments of `SFTTrainer`; `processing_class` must be an `OcrProcessor`.
+
+    Raises (in training):
+        TrainingDivergedError: for a loss that is not finite.
     """
 
     data_collator: OcrCollator
@@ -228,13 +231,14 @@ class OcrTrainer(SFTTrainer):
     def check_resume(self, checkpoint: str | Path) -> None:
         """Refuse to go on from another run's checkpoint; see `dsocr.training.resuming.check_same_run`.
 
+        Call it as soon as the trainer is built: `train` restores the checkpoint only after features and first readings.
+
         Raises:
             ValueError: naming every difference.
         """
         check_same_run(checkpoint, self.model, self.identity, self._training_rows)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.check_resume(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             check_loaded_adapter(self.model, Path(resume_from_checkpoint))

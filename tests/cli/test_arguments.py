@@ -225,3 +225,8 @@ def test_what_is_cached_and_where(tmp_path):
     assert cache_options(parsed("--vision_cache", "kept"), 100).folder == Path("kept")
     # Each worker would need a copy of what is in memory.
     assert not cache_options(parsed("--dataloader_num_workers", "2"), 100).in_memory
+
+
+def test_the_plan_counts_auto_as_the_released_checkpoints_dtype():
+    assert memory_settings(parse_arguments(["--plan", "--dtype", "auto"])).dtype == torch.bfloat16
+    assert memory_settings(parse_arguments(["--plan", "--dtype", "float16"])).dtype == torch.float16

@@ -85,7 +85,7 @@ def test_the_foretold_width_is_about_the_measured_one(caplog):
     predictions = ["".join(rng.sample(r, 10)) if rng.random() < 0.13 else r for r in references]
     metrics = compute_metrics(references, predictions)
     measured = (metrics.cer_high - metrics.cer_low) / 2
-    assert measured / 2 < expected_half_width(references, metrics.cer) < 2 * measured
+    assert measured / 2 < expected_half_width(references) < 2 * measured
     small = Dataset.from_dict({"text": references[:50]})
     assert warn_about_width(small) and "50 held-out lines" in caplog.text
     assert not warn_about_width(Dataset.from_dict({"text": references * 10}))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from dsocr.data import load_ocr_dataset
-from dsocr.data.synthetic import FONTS, HANDWRITING_FONTS, HELD_OUT_FONTS, LOOK_ALIKES, generate_lines, write_dataset
+from dsocr.data.synthetic import (
+    FONTS,
+    HANDWRITING_FONTS,
+    HELD_OUT_FONTS,
+    LINE_SIZE,
+    LOOK_ALIKES,
+    generate_lines,
+    write_dataset,
+)
 
 
 def first(n, *args, **kwargs):
@@ -38,10 +46,10 @@ def test_every_font_has_its_licence():
 
 
 def test_lengths_scripts_and_sizes():
-    lines = first(200, "print", min_length=3, max_length=9, size=(120, 30))
+    lines = first(200, "print", min_length=3, max_length=9)
     assert {len(line.text) for line in lines} == set(range(3, 10))
     assert {line.script for line in lines} == {"latin", "russian"}
-    assert {line.image.size for line in lines} == {(120, 30)}
+    assert {line.image.size for line in lines} == {LINE_SIZE}
     assert {line.script for line in first(20, scripts=("russian",))} == {"russian"}
 
 

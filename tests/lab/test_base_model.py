@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from helpers.models import load_tiny_base
 from helpers.recipes import load_recipe
 
 from dsocr.cli.demo import REAL_DIGITS, WRITERS, write_demo_data
@@ -14,12 +15,11 @@ from dsocr.data.synthetic import generate_lines
 from dsocr.lab.rendered_lines import evaluate_lines
 from dsocr.models import load_model
 from dsocr.models.loading import TINY_BASE
-from dsocr.samples.processor import OcrProcessor
 
 
 @pytest.fixture(scope="module")
 def base():
-    return load_model(str(TINY_BASE), dtype="float32"), OcrProcessor.from_pretrained(TINY_BASE)
+    return load_tiny_base()
 
 
 def lines(style, count=60, **options):
@@ -43,12 +43,17 @@ def test_bf16_reads_as_well(base):
     assert evaluate_lines(model, base[1], lines("print")).cer == pytest.approx(expected, abs=0.03)
 
 
-def test_it_is_small_and_has_a_card():
+def test_it_is_small_and_its_card_has_its_figures():
     size = sum(path.stat().st_size for path in TINY_BASE.iterdir())
     assert size < 15e6
     card = (TINY_BASE / "README.md").read_text(encoding="utf-8")
-    for word in ("steps", "minutes", "Command", "CER", "unseen_handwriting", "bf16"):
-        assert word in card
+    figures = json.loads((TINY_BASE / "figures.json").read_text(encoding="utf-8"))
+    last = figures["history"][-1]
+    for fact in (last["step"], last["lines"], f"torch {figures['machine']['torch']}"):
+        assert str(fact) in card
+    for row in figures["table"]:
+        facts = [row["style"], row["script"], row["length"], str(row["lines"]), f"{100 * row['cer']:.1f} %"]
+        assert any(facts == line.split(" | ")[:5] for line in card.replace("\n| ", "\n").splitlines()), facts
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from dsocr.common.files import load_json
 from dsocr.lab.base.chunks import LineSources, build_chunk
 from dsocr.lab.base.column_reader import SYMBOLS_PER_COLUMN, ColumnReader, _misspell, joint_losses
 from dsocr.lab.base.curriculum import FIRST_PATIENCE, MOST_HANDS, MOST_LETTERS, PATIENCE, Curriculum, advance
-from dsocr.lab.base.hands import find_hands, hand_languages, read_held_out
-from dsocr.lab.base.real_lines import RealLines, read_real_lines
+from dsocr.lab.base.hands import find_hands, hand_languages, load_held_out
+from dsocr.lab.base.real_lines import RealLines, load_real_lines
 from dsocr.lab.base.run import BaseArguments, Schedule, find_state
 from dsocr.lab.base.shape import BaseShape, build_base_model, build_letter_tokenizer
 from dsocr.lab.base.training import pretrain_base
@@ -30,7 +31,7 @@ def real_folder(tmp_path_factory):
     """Three writers of one source: one to train on, one held out, one for the demonstration."""
     folder = tmp_path_factory.mktemp("real")
     source = "dhsd_german_words"
-    held_out = read_held_out()
+    held_out = load_held_out()
     writers = ["someone", held_out["writers"][source][0], held_out["demonstration"][source][0]]
     (folder / source).mkdir()
     rows = []
@@ -109,7 +110,7 @@ def test_some_letters_behind_the_decoder_are_wrong_and_none_that_it_must_write()
 
 def test_no_writer_and_no_font_held_out_is_trained_on(sources, real_folder):
     assert {line.writer for line in RealLines(real_folder).lines} == {"someone"}
-    assert read_real_lines(real_folder, "train")[0].text == "Straße' 0"
+    assert load_real_lines(real_folder, "train")[0].text == "Straße' 0"
     chunk = build_chunk(sources, FULL, seed=0, index=1, batch_size=8, lines=64)
     origins = {line.origin for batch in chunk for line in batch}
     unseen = {hand.name for hand in find_hands(None) if hand.kind == "unseen"}
@@ -118,14 +119,14 @@ def test_no_writer_and_no_font_held_out_is_trained_on(sources, real_folder):
 
 
 def test_held_out_writers_and_fonts_are_those_of_the_sources(shared):
-    held_out, everything = read_held_out(), shared / "data" / "real_lines"
+    held_out, everything = load_held_out(), shared / "data" / "real_lines"
     for part in (held_out["writers"], held_out["demonstration"]):
         for source, writers in part.items():
             rows = [json.loads(row) for row in (everything / source / "metadata.jsonl").open(encoding="utf-8")]
             assert set(writers) <= {row["writer"] for row in rows}
-    trained = {(line.source, line.writer) for line in read_real_lines(everything, "train")}
-    watched = {(line.source, line.writer) for line in read_real_lines(everything, "held_out")}
-    demonstrated = read_real_lines(everything, "demonstration")
+    trained = {(line.source, line.writer) for line in load_real_lines(everything, "train")}
+    watched = {(line.source, line.writer) for line in load_real_lines(everything, "held_out")}
+    demonstrated = load_real_lines(everything, "demonstration")
     kept = {(line.source, line.writer) for line in demonstrated}
     assert not trained & watched and not trained & kept and not watched & kept
     assert len({source for source, _ in watched}) >= 3
@@ -194,7 +195,11 @@ def test_a_resumed_run_equals_an_unbroken_one_and_is_released(tmp_path, real_fol
     ended = pretrain_base(arguments)
     assert ended.progress.decaying == resumed.progress.step
     folder = write_release(arguments, ended.progress)
-    assert "the writers" in (folder / "README.md").read_text(encoding="utf-8")
+    card, figures = (folder / "README.md").read_text(encoding="utf-8"), load_json(folder / "figures.json")
+    for fact in ("dhsd_german_words", "the writers", "CC BY 4.0", f"{ended.progress.step} steps"):
+        assert fact in card
+    assert figures["cer"] and all(f"| {100 * cer:.1f} % |" in card for cer in figures["cer"].values())
+    assert figures["history"] == ended.progress.history
     released = load_model(str(folder))
     assert released.dtype == torch.bfloat16
     assert OcrProcessor.from_pretrained(folder).geometry.choose_grid(720, 80) == (9, 1)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.models import quantize_model
 from helpers.recipes import load_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,6 @@ from dsocr.lab.random_models import (
 )
 from dsocr.lab.training_speed import measure_growth, measure_training
 from dsocr.lab.training_step import TrainingStep
-from dsocr.models.quantization import quantize_model
 
 
 CPU = torch.device("cpu")

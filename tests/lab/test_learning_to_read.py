@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers.models import load_tiny_base
 from helpers.training import build_trainer, line_dataset, logged_losses
 
 from dsocr.data.synthetic import generate_lines
@@ -12,11 +13,6 @@ from dsocr.models import load_adapter, load_model
 from dsocr.models.loading import TINY_BASE
 from dsocr.reading.evaluation import evaluate_dataset
 from dsocr.reading.generation import ReadingOptions, transcribe
-from dsocr.samples.processor import OcrProcessor
-
-
-def load_base():
-    return load_model(str(TINY_BASE), dtype="float32"), OcrProcessor.from_pretrained(TINY_BASE)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +27,7 @@ def handwritten():
 
 
 def test_batches_read_what_single_images_read(printed):
-    model, processor = load_base()
+    model, processor = load_tiny_base()
     images = [line.image for line in printed[:12]]
     single = [transcribe(model, processor, [image], ReadingOptions(progress=False))[0] for image in images]
     assert transcribe(model, processor, images, ReadingOptions(batch_size=5, progress=False)) == single
@@ -39,7 +35,7 @@ def test_batches_read_what_single_images_read(printed):
 
 
 def test_swapped_images_are_noticed(tmp_path, printed):
-    model, processor = load_base()
+    model, processor = load_tiny_base()
     dataset = line_dataset(tmp_path, printed)
     assert evaluate_dataset(model, processor, dataset, ReadingOptions(progress=False)).metrics.cer < 0.12
     shuffled = evaluate_dataset(model, processor, dataset, ReadingOptions(progress=False), shuffle_images=True)
@@ -47,7 +43,7 @@ def test_swapped_images_are_noticed(tmp_path, printed):
 
 
 def test_four_bit_reads_nearly_as_well(printed):
-    model, processor = load_base()
+    model, processor = load_tiny_base()
     full = evaluate_lines(model, processor, printed).cer
     quantized = load_model(str(TINY_BASE), dtype="float32", load_in_4bit=True)
     with torch.no_grad():
@@ -61,7 +57,7 @@ def test_four_bit_reads_nearly_as_well(printed):
 def test_an_adapter_learns_a_hand_is_merged_and_resumed(tmp_path, handwritten):
     dataset = line_dataset(tmp_path / "data", handwritten)
     options = {
-        "model": load_base(),
+        "model": load_tiny_base(),
         "max_steps": 60,
         "per_device_train_batch_size": 8,
         "learning_rate": 5e-3,
@@ -77,10 +73,10 @@ def test_an_adapter_learns_a_hand_is_merged_and_resumed(tmp_path, handwritten):
     assert trained.metrics.cer < 0.75 * before
     trainer.save_model(tmp_path / "run")
 
-    merged = load_adapter(load_base()[0], tmp_path / "run").merge_and_unload()
+    merged = load_adapter(load_tiny_base()[0], tmp_path / "run").merge_and_unload()
     read = evaluate_dataset(merged, trainer.processing_class, dataset, ReadingOptions(progress=False))
     assert read.metrics.cer == pytest.approx(trained.metrics.cer, abs=0.02)
 
-    resumed = build_trainer(tmp_path / "run", dataset, **{**options, "model": load_base()})
+    resumed = build_trainer(tmp_path / "run", dataset, **{**options, "model": load_tiny_base()})
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-40"))
     assert logged_losses(resumed) == pytest.approx(logged_losses(trainer), abs=1e-4)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from helpers.golden import FOLDER, load_golden_model
+from helpers.golden import FOLDER, load_golden_model, load_with_config
+from helpers.models import quantize_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +17,6 @@ from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.adapters import save_adapter_card
 from dsocr.models.checkpoint_export import upstream_state_dict, write_checkpoint
 from dsocr.models.merging import MergeError, merge_adapter, probe_logits, verify_written
-from dsocr.models.quantization import quantize_model
 
 
 VERSIONS = ["v1", "v2"]
@@ -63,7 +63,7 @@ def test_a_merged_checkpoint_has_exactly_upstreams_names_shapes_and_config(tmp_p
     assert carried.keys() == raw.keys() | {"torch_dtype"}
     assert all(carried[key] == raw[key] for key in raw if key != "torch_dtype")
 
-    again = load_model(str(folder), config=merged.config, dtype="float32")
+    again = load_with_config(folder, merged.config)
     assert torch.equal(probe_logits(again, PROBE), probe_logits(merged, PROBE))
 
 

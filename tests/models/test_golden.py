@@ -55,13 +55,11 @@ def test_long_generation_with_cache_equals_the_one_without(models):
 
 def test_the_default_window_would_be_noticed():
     """Take the cure away: with Unlimited-OCR's layer types the same generation differs."""
-    from helpers.golden import FOLDER, golden_config
-
-    from dsocr.models import load_model
+    from helpers.golden import FOLDER, golden_config, load_with_config
 
     config = golden_config("v1")
     config.text_config.layer_types = ["reference_sliding_attention"] * config.text_config.num_hidden_layers
-    windowed = load_model(str(FOLDER / "v1"), config=config, dtype="float32")
+    windowed = load_with_config(FOLDER / "v1", config)
     inputs, _ = load_case("v1", "a_global_only")
     del inputs["labels"]
     options = {"max_new_tokens": 180, "min_new_tokens": 180, "do_sample": False, "suppress_tokens": [290]}

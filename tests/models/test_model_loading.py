@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from helpers.golden import FOLDER, golden_config, load_golden_model
-from safetensors.torch import load_file, save_file
+from helpers.golden import FOLDER, golden_config, load_golden_model, load_with_config
+from helpers.models import rewrite_tensors
+from safetensors.torch import load_file
 
 from dsocr.models import ModelLoadError, freeze_vision, load_model, vision_parameters
 
@@ -17,30 +18,30 @@ def checkpoint(tmp_path):
     return tmp_path / "v1"
 
 
-def rewrite(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def load(folder):
-    return load_model(str(folder), config=golden_config("v1"), dtype="float32")
+    return load_with_config(folder, golden_config("v1"))
 
 
 def test_a_missing_tensor_raises(checkpoint):
-    rewrite(checkpoint, lambda tensors: tensors.pop("model.layers.1.self_attn.q_proj.weight"))
+    rewrite_tensors(
+        checkpoint / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.self_attn.q_proj.weight")
+    )
     with pytest.raises(ModelLoadError, match="1 missing_keys: .*layers.1.self_attn.q_proj"):
         load(checkpoint)
 
 
 def test_an_unexpected_tensor_raises(checkpoint):
-    rewrite(checkpoint, lambda tensors: tensors.update({"model.stray.weight": torch.zeros(2)}))
+    rewrite_tensors(
+        checkpoint / "model.safetensors", lambda tensors: tensors.update({"model.stray.weight": torch.zeros(2)})
+    )
     with pytest.raises(ModelLoadError, match="1 unexpected_keys: .*stray"):
         load(checkpoint)
 
 
 def test_a_tensor_of_another_shape_raises(checkpoint):
-    rewrite(checkpoint, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(5, 64)}))
+    rewrite_tensors(
+        checkpoint / "model.safetensors", lambda tensors: tensors.update({"lm_head.weight": torch.zeros(5, 64)})
+    )
     with pytest.raises(ModelLoadError, match="lm_head"):
         load(checkpoint)
 
@@ -82,9 +83,9 @@ def test_both_layouts_give_the_same_model(version, tmp_path):
 
 def test_dtypes():
     assert load_golden_model("v1").dtype == torch.float32
-    assert load_model(str(FOLDER / "v1"), config=golden_config("v1"), dtype="bfloat16").dtype == torch.bfloat16
+    assert load_golden_model("v1", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype='float99'"):
-        load_model(str(FOLDER / "v1"), config=golden_config("v1"), dtype="float99")
+        load_golden_model("v1", dtype="float99")
 
 
 def test_generation_knows_its_control_tokens():
@@ -180,6 +181,9 @@ def test_experts_are_filled_with_what_the_file_holds(version):
 
 @pytest.mark.parametrize("part", ["gate", "up", "down"])
 def test_a_missing_expert_raises(checkpoint, part):
-    rewrite(checkpoint, lambda tensors: tensors.pop(f"model.layers.1.mlp.experts.2.{part}_proj.weight"))
+    rewrite_tensors(
+        checkpoint / "model.safetensors",
+        lambda tensors: tensors.pop(f"model.layers.1.mlp.experts.2.{part}_proj.weight"),
+    )
     with pytest.raises(ModelLoadError, match="experts|automatic conversion of the weights"):
         load(checkpoint)

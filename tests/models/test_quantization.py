@@ -11,6 +11,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from helpers.golden import load_golden_model
+from helpers.models import quantize_model
 from helpers.training import build_trainer, line_dataset, logged_losses
 from peft import LoraConfig, get_peft_model
 
@@ -19,7 +20,7 @@ from dsocr.lab.tiny import build_tiny_model
 from dsocr.models import ModelLoadError, load_adapter, load_model, prepare_adapter
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.adapters import base_fingerprint
-from dsocr.models.quantization import OcrQuantizationConfig, OcrQuantizer, quantize_model, weight_bytes
+from dsocr.models.quantization import OcrQuantizationConfig, OcrQuantizer, weight_bytes
 from dsocr.models.quantized_experts import WEIGHTS, Experts4bit
 from dsocr.training.memory_plan.live_memory import LiveMemory
 

@@ -7,12 +7,11 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from helpers.models import load_tiny_base
 from PIL import Image
 
 from dsocr.data import load_ocr_dataset
 from dsocr.data.synthetic import generate_lines
-from dsocr.models import load_model
-from dsocr.models.loading import TINY_BASE
 from dsocr.reading.generation import ReadingOptions, read_lines, transcribe
 from dsocr.reading.page_inputs import PageInput, list_files, open_pages
 from dsocr.reading.page_lines import SegmenterMissingError, cut_lines, join_boxes, load_detector
@@ -20,12 +19,11 @@ from dsocr.reading.reader import Reader
 from dsocr.reading.transcript_files import ALTO_NAMESPACE, build_alto, open_writer
 from dsocr.reading.transcription import TranscribedLine, TranscribedPage, transcribe_pages
 from dsocr.report.review import ReviewWriter
-from dsocr.samples.processor import OcrProcessor
 
 
 @pytest.fixture(scope="module")
 def reader():
-    return load_model(str(TINY_BASE), dtype="float32"), OcrProcessor.from_pretrained(TINY_BASE)
+    return load_tiny_base()
 
 
 @pytest.fixture(scope="module")

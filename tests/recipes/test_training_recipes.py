@@ -115,6 +115,12 @@ def test_a_model_folder_and_a_dataset_folder(version, monkeypatch, tmp_path, lin
         run(monkeypatch, *named, *FEW_STEPS, "--resume_from_checkpoint")
         log = (out / "run.log").read_text(encoding="utf-8")
         assert "skipped" in log and f"resuming from {out / 'checkpoint-2'}" in log
+        # Another run's checkpoint is refused before any feature is computed.
+        (out / "run.log").unlink()
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *named, *FEW_STEPS, "--resume_from_checkpoint", "--lora_r", "3")
+        log = (out / "run.log").read_text(encoding="utf-8")
+        assert "--lora_r is now 3" in log and "LoRA ..." in log and "preflight" not in log
 
 
 def test_bad_inputs_end_in_one_clear_line(monkeypatch, tmp_path, line_folder, capsys):

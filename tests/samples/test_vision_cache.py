@@ -40,7 +40,7 @@ def dataset(tmp_path, rows):
 
 
 def memory(folder):
-    return CacheOptions(run_folder=folder / "fallback", memory_bytes=1e9)
+    return CacheOptions(run_folder=folder / "fallback")
 
 
 def disk(folder):
@@ -255,7 +255,8 @@ def test_an_interrupted_run_goes_on(tmp_path, dataset, monkeypatch):
 def test_a_budget_that_is_too_small_goes_to_disk_and_a_full_disk_goes_without(tmp_path, dataset, caplog, monkeypatch):
     caplog.set_level("INFO")
     model = build_tiny_model("v1")
-    features = build(model, dataset, CacheOptions(run_folder=tmp_path / "fallback", memory_bytes=10.0))
+    monkeypatch.setattr(cache_options, "MEMORY_BYTES", 10.0)
+    features = build(model, dataset, memory(tmp_path))
     assert isinstance(features.store, DiskStore) and "that may stay in memory: on disk" in caplog.text
     monkeypatch.setattr(cache_options.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     assert build(build_tiny_model("v1", seed=3), dataset, disk(tmp_path)) is None

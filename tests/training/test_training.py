@@ -351,14 +351,14 @@ def test_another_runs_checkpoint_is_refused(tmp_path, dataset):
     build_trainer(tmp_path / "run", dataset, **options).check_resume(checkpoint)
     reordered = dataset.select(reversed(range(len(dataset))))
     with pytest.raises(ValueError, match="the training rows"):
-        build_trainer(tmp_path / "run", reordered, **options).train(resume_from_checkpoint=checkpoint)
+        build_trainer(tmp_path / "run", reordered, **options).check_resume(checkpoint)
     with pytest.raises(ValueError, match="lora_dropout .was 0.0, --lora_dropout is now 0.1"):
-        build_trainer(tmp_path / "run", dataset, dropout=0.1, **options).train(resume_from_checkpoint=checkpoint)
+        build_trainer(tmp_path / "run", dataset, dropout=0.1, **options).check_resume(checkpoint)
     other = build_trainer(tmp_path / "run", dataset, **options)
     with torch.no_grad():
         next(p for n, p in other.model.named_parameters() if n.endswith("language_model.norm.weight")).mul_(1.5)
     with pytest.raises(ValueError, match="weights of the base model"):
-        other.train(resume_from_checkpoint=checkpoint)
+        other.check_resume(checkpoint)
     # A picture replaced under its name is another training row.
     Image.open(dataset["image"][0]).rotate(180).save(dataset["image"][0])
     with pytest.raises(ValueError, match="the training rows"):

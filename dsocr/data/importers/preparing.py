@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dsocr.common.files import write_then_rename
 from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
 from dsocr.data.image_files import UnreadableImageError, image_name, open_image
@@ -93,8 +95,7 @@ def _samples(annotated: AnnotatedImage, options: PrepareOptions, bad: BadSamples
         bad.add(error.reason, annotated.where, str(error))
 
 
-def _table_samples(source: str, options: PrepareOptions, bad: BadSamples, **columns) -> Iterator[_Sample]:
-    dataset = load_ocr_dataset(source, bad_samples=bad, **columns)
+def _table_samples(dataset: Dataset, source: str, options: PrepareOptions, bad: BadSamples) -> Iterator[_Sample]:
     for number, row in enumerate(dataset):
         text = _clean(row["text"], f"{source}[{number}]", options, bad)
         if text is not None:
@@ -103,7 +104,14 @@ def _table_samples(source: str, options: PrepareOptions, bad: BadSamples, **colu
 
 
 def prepare_dataset(
-    source: str | Path, output_dir: str | Path, options: PrepareOptions, bad: BadSamples, **columns
+    source: str | Path,
+    output_dir: str | Path,
+    options: PrepareOptions,
+    bad: BadSamples,
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    encoding: str | None = None,
 ) -> int:
     """Write a clean dataset folder; the source stays unchanged.
 
@@ -112,7 +120,9 @@ def prepare_dataset(
         output_dir: Folder to write; it must not hold a dataset yet.
         options: How to make samples.
         bad: Refuses or counts bad samples; written to `skipped_samples.json`.
-        **columns: `image_column`, `text_column`, `encoding` of a table.
+        image_column: For a table, see `load_ocr_dataset`.
+        text_column: For a table, see `load_ocr_dataset`.
+        encoding: For a table, see `load_ocr_dataset`.
 
     Returns:
         The number of samples.
@@ -130,25 +140,26 @@ def prepare_dataset(
     images.mkdir(parents=True, exist_ok=True)
     annotated = parse_annotations(source, bad)
     if annotated is None:
-        samples = _table_samples(str(source), options, bad, **columns)
+        dataset = load_ocr_dataset(
+            source, bad_samples=bad, image_column=image_column, text_column=text_column, encoding=encoding
+        )
+        samples = _table_samples(dataset, str(source), options, bad)
     else:
         samples = (sample for page in annotated for sample in _samples(page, options, bad))
     count = 0
-    # Write to a temporary name: a stopped run must not leave a dataset that looks complete.
-    partial = folder / "metadata.jsonl.part"
-    with partial.open("w", encoding="utf-8") as file:
-        for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
-            name = f"images/{count:07d}.png"
-            sample.image.save(folder / name)
-            known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
-            row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    bad.write(folder / SKIPPED_NAME)
-    if not count:
-        partial.unlink()
-        shutil.rmtree(images)
-        raise ValueError(f"{source}: no usable sample; {bad.summary()}.")
-    partial.rename(folder / METADATA_NAME)
+    with write_then_rename(folder / METADATA_NAME) as partial:
+        with partial.open("w", encoding="utf-8") as file:
+            for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
+                name = f"{IMAGES_FOLDER}/{count:07d}.png"
+                sample.image.save(folder / name)
+                known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
+                row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        bad.write(folder / SKIPPED_NAME)
+        if not count:
+            partial.unlink()
+            shutil.rmtree(images)
+            raise ValueError(f"{source}: no usable sample; {bad.summary()}.")
     logger.info("%d samples in %s; %s", count, folder, bad.summary())
     return count

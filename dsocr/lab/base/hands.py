@@ -81,7 +81,7 @@ def find_hands(folder: str | Path | None) -> tuple[Hand, ...]:
         paths = sorted(Path(folder).glob("*.woff2"))
         if not paths:
             raise FileNotFoundError(f"--fonts {folder}: there is no *.woff2 in that folder.")
-        unseen = set(read_held_out()["fonts"])
+        unseen = set(load_held_out()["fonts"])
         for path in paths:
             name = path.name.split("-latin-")[0]
             hands.append(Hand(name, str(path), "unseen" if name in unseen else "hand"))
@@ -89,6 +89,6 @@ def find_hands(folder: str | Path | None) -> tuple[Hand, ...]:
 
 
 @cache
-def read_held_out() -> dict:
-    """`held_out.json`: fonts and writers that are never trained on."""
+def load_held_out() -> dict:
+    """Load `held_out.json`: fonts and writers that are never trained on."""
     return load_json(str(files("dsocr.lab.base") / "held_out.json"))

@@ -1,7 +1,6 @@
 """Real lines for the base: several sources, split by writer, varied each time they are shown."""
 
 import io
-import json
 import math
 import random
 import unicodedata
@@ -11,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from dsocr.lab.base.hands import read_held_out
+from dsocr.common.run_files import METADATA_NAME
+from dsocr.data import BadSamples
+from dsocr.data.loading import parse_local_rows
+from dsocr.lab.base.hands import load_held_out
 from dsocr.lab.base.paper import bend, pick_grain
 from dsocr.lab.base.rendering import MAX_COLUMNS, TrainingLine, choose_columns
 from dsocr.lab.base.shape import TILE_SIZE
@@ -41,14 +43,14 @@ class RealLine:
 
 def split_of(source: str, writer: str) -> str:
     """`train`, `held_out` (watched during training) or `demonstration` (never looked at) by `held_out.json`."""
-    held_out = read_held_out()
+    held_out = load_held_out()
     if writer in held_out["demonstration"].get(source, ()):
         return "demonstration"
     return "held_out" if writer in held_out["writers"].get(source, ()) else "train"
 
 
-def read_real_lines(folder: str | Path, split: str) -> list[RealLine]:
-    """The lines of one split, in the order of the sources' names and files.
+def load_real_lines(folder: str | Path, split: str) -> list[RealLine]:
+    """Load the lines of one split, in the order of the sources' names and files.
 
     Args:
         folder: Holds one folder a source, each with `metadata.jsonl` (`file_name`, `text`, `writer`).
@@ -56,19 +58,22 @@ def read_real_lines(folder: str | Path, split: str) -> list[RealLine]:
 
     Raises:
         FileNotFoundError: when the folder holds no source.
+        ValueError: as `parse_local_rows`, or when a row names no writer.
     """
-    lists = sorted(Path(folder).glob("*/metadata.jsonl"))
+    lists = sorted(Path(folder).glob(f"*/{METADATA_NAME}"))
     if not lists:
-        raise FileNotFoundError(f"--real_lines {folder}: there is no */metadata.jsonl in that folder.")
+        raise FileNotFoundError(f"--real_lines {folder}: there is no */{METADATA_NAME} in that folder.")
     lines = []
     for path in lists:
         source = path.parent.name
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        for where, row in parse_local_rows(path, BadSamples()):
+            if "writer" not in row:
+                raise ValueError(f"{where}: names no writer; a held-out one could be trained on.")
             if split_of(source, row["writer"]) != split or SLIPS.intersection(row["text"]):
                 continue
             text = " ".join(unicodedata.normalize("NFC", row["text"]).translate(SAME_SIGNS).split())
             if len(text) <= MAX_LETTERS:
-                lines.append(RealLine((path.parent / row["file_name"]).read_bytes(), text, source, row["writer"]))
+                lines.append(RealLine(Path(row["image"]).read_bytes(), text, source, row["writer"]))
     return lines
 
 
@@ -111,7 +116,7 @@ class RealLines:
     """The training lines; a writer with many lines is drawn less often than their number says, by its square root."""
 
     def __init__(self, folder: str | Path):
-        self.lines = read_real_lines(folder, "train")
+        self.lines = load_real_lines(folder, "train")
         counts: dict[str, int] = {}
         for line in self.lines:
             counts[line.writer] = counts.get(line.writer, 0) + 1

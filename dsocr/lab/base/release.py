@@ -1,12 +1,13 @@
 """The released form of the base: bf16 weights and processor, figures of those very weights, and a card with attribution."""
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from dsocr.common.files import write_json, write_text
 from dsocr.common.machine import describe_machine
+from dsocr.common.run_files import MODEL_CARD_NAME
 from dsocr.lab.base.chunks import LineSources
 from dsocr.lab.base.evaluation import build_evaluation_sets, measure_sets
 from dsocr.lab.base.run import LAST, RELEASE_FOLDER, BaseArguments, Progress
@@ -35,8 +36,8 @@ def write_release(arguments: BaseArguments, progress: Progress) -> Path:
         "cer": _measure(arguments, model, processor),
         "history": progress.history,
     }
-    (folder / "figures.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(figures, progress, arguments), encoding="utf-8")
+    write_json(folder / "figures.json", figures)
+    write_text(folder / MODEL_CARD_NAME, _card(figures, progress, arguments))
     return folder
 
 

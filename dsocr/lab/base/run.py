@@ -1,6 +1,5 @@
 """A run of the base's training: its arguments, where it stands, and how it is written down and taken up again."""
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dsocr.cli.parser import flag
+from dsocr.common.files import load_json, write_json
 from dsocr.lab.base.chunks import CHUNK_LINES
 from dsocr.lab.base.column_reader import ColumnReader
 from dsocr.lab.base.curriculum import Curriculum
@@ -161,11 +161,9 @@ def save_run(run: Run, folder: str | Path) -> None:
     torch.save(state, saving / CONTINUE_NAME)
     run.model.save_pretrained(saving / RELEASE_FOLDER, state_dict=state["model"])
     run.processor.save_pretrained(saving / RELEASE_FOLDER)
-    config = json.loads((saving / RELEASE_FOLDER / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps(config | {"dtype": "bfloat16"}, indent=2) + "\n"
-    (saving / RELEASE_FOLDER / "config.json").write_text(text, encoding="utf-8")
-    history = json.dumps(run.progress.history, ensure_ascii=False, indent=1) + "\n"
-    (saving / "history.json").write_text(history, encoding="utf-8")
+    config = saving / RELEASE_FOLDER / "config.json"
+    write_json(config, load_json(config) | {"dtype": "bfloat16"})
+    write_json(saving / "history.json", run.progress.history)
     if last.exists():
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(last, previous)

@@ -7,15 +7,11 @@ row. Each tile becomes 3 x 3 image tokens, so a whole line has 27 columns of the
 import math
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Tokenizer, decoders
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, UnlimitedOcrConfig
 
-from dsocr.lab.tiny import RUSSIAN, initialize
-from dsocr.models.loading import find_model_class
+from dsocr.data.synthetic import LETTERS
+from dsocr.lab.tiny import build_byte_tokenizer, build_initialized, text_config
 from dsocr.samples.processor import OcrProcessor
-from dsocr.samples.tokenizer import BOS, EOS, IMAGE_TOKEN, PAD
 
 
 SIZE_DIVISOR = 8
@@ -54,47 +50,12 @@ def build_letter_tokenizer() -> PreTrainedTokenizerFast:
     Control tokens have upstream's ids 0, 1, 2, `<image>` is the last id. Letters beyond those become their bytes, so any
     text survives a round trip.
     """
-    splitter = ByteLevel(add_prefix_space=False, use_regex=False)
-    vocabulary = {token: index for index, token in enumerate((BOS, EOS, PAD, *sorted(ByteLevel.alphabet())))}
-    merges: list[tuple[str, str]] = []
-    for letter in RUSSIAN + LATIN_ACCENTS + SIGNS:
-        merged, *others = list(splitter.pre_tokenize_str(letter)[0][0])
-        for other in others:
-            pair, merged = (merged, other), merged + other
-            if merged not in vocabulary:
-                merges.append(pair)
-                vocabulary[merged] = len(vocabulary)
-    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = splitter
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD, IMAGE_TOKEN)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    return build_byte_tokenizer(LETTERS["russian"] + LATIN_ACCENTS + SIGNS)
 
 
 def _config(shape: BaseShape, vocabulary: int) -> UnlimitedOcrConfig:
     width, sam_width = shape.width, shape.sam_width
-    text = {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "moe_intermediate_size": width,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "n_shared_experts": 1,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "n_group": 1,
-        "topk_group": 1,
-        "max_position_embeddings": 2048,
-        "mlp_layer_types": ["dense"] + ["sparse"] * (shape.layers - 1),
-        "layer_types": ["full_attention"] * shape.layers,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    }
+    text = text_config(vocabulary, width, shape.layers) | {"layer_types": ["full_attention"] * shape.layers}
     sam = {
         "hidden_size": sam_width,
         "num_hidden_layers": shape.sam_layers,
@@ -129,10 +90,5 @@ def build_base_model(shape: BaseShape, seed: int = 0) -> tuple[PreTrainedModel, 
         (9, 1)
     """
     tokenizer = build_letter_tokenizer()
-    config = _config(shape, len(tokenizer))
-    model = find_model_class(config.model_type)(config)
-    initialize(model, seed)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model = build_initialized(_config(shape, len(tokenizer)), tokenizer, seed)
     return model, OcrProcessor(tokenizer, "v1", "gundam", size_divisor=SIZE_DIVISOR, patch_size=PATCH_SIZE)

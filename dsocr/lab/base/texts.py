@@ -4,6 +4,8 @@ import random
 from functools import cache
 from importlib.resources import files
 
+from dsocr.data.synthetic import tells_script
+
 
 LANGUAGES = ("en", "fr", "de", "ru")
 SHARES = (0.35, 0.2, 0.18, 0.27)
@@ -13,8 +15,6 @@ LETTERS = {
     "de": "abcdefghijklmnopqrstuvwxyzäöüß",
     "ru": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
 }
-# Letters that look alike in both scripts; a line of nothing else could be either.
-LOOK_ALIKES = frozenset("ABCEHKMOPTXaceopxyАВСЕНКМОРТХасеорху")
 ENDINGS = (",",) * 8 + (".",) * 8 + (";", ":", "!", "?", "-", "...")
 ELISIONS = ("l'", "d'", "qu'", "n'", "s'", "j'", "c'")
 
@@ -69,11 +69,6 @@ def _sign(rng: random.Random, word: str, share: float) -> str:
     return word + rng.choice(ENDINGS)
 
 
-def _tells_script(text: str) -> bool:
-    letters = [character for character in text if character.isalpha()]
-    return not letters or any(letter not in LOOK_ALIKES for letter in letters)
-
-
 def random_text(rng: random.Random, language: str, min_length: int, max_length: int, random_letters: float) -> str:
     """A line of text.
 
@@ -98,5 +93,5 @@ def random_text(rng: random.Random, language: str, min_length: int, max_length: 
         if size > length and len(words) > 1 and rng.random() < 0.7:
             text = " ".join(words[:-1])[:length]
         text = text.strip()
-        if len(text) >= min_length and _tells_script(text):
+        if len(text) >= min_length and tells_script(text):
             return text

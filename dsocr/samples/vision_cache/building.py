@@ -191,7 +191,6 @@ def build_feature_cache(
     datasets: Iterable[Dataset],
     options: CacheOptions,
     *,
-    dtype: torch.dtype | None = None,
     batch_size: int = 8,
     context: MakeContext = nullcontext,
     progress: bool = True,
@@ -203,7 +202,6 @@ def build_feature_cache(
         processor: Its processor.
         datasets: Column `image`; `width` and `height` are used if present.
         options: Where to store features.
-        dtype: Dtype of the features; `None` takes the model's, so that nothing is rounded.
         batch_size: Images at a time.
         context: See `compute_features`.
         progress: Show progress bars.
@@ -211,7 +209,8 @@ def build_feature_cache(
     Returns:
         The cache; `None`, with a warning, when there is no room for it.
     """
-    dtype = dtype or model.dtype
+    # Take the model's dtype, so that nothing is rounded.
+    dtype = model.dtype
     progress = progress and process_rank()[0] == 0
     inventory = _take_inventory(datasets, progress=progress)
     width = feature_width(model)

@@ -28,9 +28,8 @@ class CacheOptions:
     """Settings of the cache, from `--vision_cache` and the run.
 
     Attributes:
-        place: `"auto"` (memory up to `memory_bytes`, else `run_folder`), `"off"`, or a folder that outlives the run.
+        place: `"auto"` (memory up to `MEMORY_BYTES`, else `run_folder`), `"off"`, or a folder that outlives the run.
         run_folder: Folder for features too large for memory.
-        memory_bytes: Largest size of features in memory.
         in_memory: Allow memory; set False with DataLoader workers or several processes, which would each need a copy.
         augment: Whether training images vary in every epoch, and their features with them.
         train_again: Whether training sees its samples more than once.
@@ -38,7 +37,6 @@ class CacheOptions:
 
     place: str = AUTO
     run_folder: str | Path = "vision_features"
-    memory_bytes: float = MEMORY_BYTES
     in_memory: bool = True
     augment: bool = False
     train_again: bool = True
@@ -83,10 +81,10 @@ def open_store(options: CacheOptions, find_identity: Callable[[], str], needed: 
     """
     gib = needed / 2**30
     if options.folder is None and options.in_memory:
-        if needed <= options.memory_bytes:
+        if needed <= MEMORY_BYTES:
             logger.info("vision features: %.3f GiB in memory", gib)
             return MemoryStore()
-        limit = options.memory_bytes / 2**30
+        limit = MEMORY_BYTES / 2**30
         logger.info("vision features need %.3f GiB, more than the %g GiB that may stay in memory: on disk", gib, limit)
     folder, identity = options.folder or Path(options.run_folder), find_identity()
     try:

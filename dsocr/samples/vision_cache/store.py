@@ -1,7 +1,6 @@
 """Store features in memory, or on disk in memory-mapped safetensors files."""
 
 import logging
-import os
 import time
 import uuid
 import zlib
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dsocr.common.files import name_partial, write_then_rename
 from dsocr.samples.geometry import ImageFeatures
 
 
@@ -138,14 +138,13 @@ class DiskStore:
         for key, features in items.items():
             tensors |= {f"{key}.global": features.global_view, f"{key}.tiles": features.tiles}
             entries[key] = f"{features.grid[0]} {features.grid[1]} {features.n_tokens} {_checksum(features)}"
-        name = uuid.uuid4().hex
-        partial, path = self.folder / f"{name}.part", self.folder / f"{name}.safetensors"
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
-            save_file(tensors, partial, metadata=entries)
-            os.replace(partial, path)
+            with write_then_rename(path) as partial:
+                save_file(tensors, partial, metadata=entries)
         except SafetensorError as error:
             # safetensors reports a full disk with its own exception type.
             raise OSError(str(error)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            name_partial(path).unlink(missing_ok=True)
         self.scan()
