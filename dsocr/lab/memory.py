@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from dsocr.common.logs import setup_logging
-from dsocr.common.machine import prepare_process
+from dsocr.common.machine import half_dtype, prepare_process
 from dsocr.data.synthetic import generate_lines
 from dsocr.lab.random_models import StepOptions
 from dsocr.lab.rendered_lines import EVALUATION_SEED, evaluate_lines
@@ -55,10 +55,15 @@ CER_LINES = 400
 _LEVERS = ("no_grad",)
 
 
+def _sixteen_bit() -> torch.dtype:
+    """The GPU's own 16-bit type, as in training; on a CPU that of the released weights."""
+    return half_dtype() if torch.cuda.is_available() else torch.bfloat16
+
+
 def memory_step(geometry: ImageGeometry) -> StepOptions:
-    """The step that is measured: the largest image of the mode, in bfloat16 around whatever the weights are."""
-    size = largest_image(geometry)
-    return StepOptions(geometry, size, batch_size=BATCH_SIZE, answer_tokens=ANSWER_TOKENS, checkpointing=True)
+    """The step that is measured: the largest image of the mode, in 16 bit around whatever the weights are."""
+    size, dtype = largest_image(geometry), _sixteen_bit()
+    return StepOptions(geometry, size, BATCH_SIZE, answer_tokens=ANSWER_TOKENS, dtype=dtype, checkpointing=True)
 
 
 class _AnonymousMemory:
@@ -114,11 +119,11 @@ def _pretend_card(card_gib: float) -> None:
 
 
 def _load(folder: str | Path, precision: Precision, device: torch.device) -> PreTrainedModel:
-    place = {"": str(device)}
+    place, dtype = {"": str(device)}, _sixteen_bit()
     if precision.quantize_experts:
         return load_model(
             str(folder),
-            dtype="bfloat16",
+            dtype=dtype,
             device_map=place,
             load_in_4bit=precision.load_in_4bit,
             quantize_vision=precision.quantize_vision,
@@ -129,10 +134,10 @@ def _load(folder: str | Path, precision: Precision, device: torch.device) -> Pre
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     model = find_model_class(config.model_type).from_pretrained(
-        folder, config=config, dtype=torch.bfloat16, quantization_config=settings, device_map=place
+        folder, config=config, dtype=dtype, quantization_config=settings, device_map=place
     )
     for module in model.modules():
         # As in `dsocr.models.quantization`: with AVX512-BF16 a backward pass after an evaluation has no gradient.
@@ -178,6 +183,7 @@ def measure_precision(name: str, folder: str | Path, options: StepOptions, card_
     gc.collect()
     row = {"weights_bytes": weight_bytes(model), "loading_peak_bytes": loading.peak, **measure_steps(model, options)}
     settings = MemorySettings(
+        dtype=options.dtype,
         load_in_4bit=precision.load_in_4bit,
         quantize_vision=precision.quantize_vision,
         quantize_experts=precision.quantize_experts,
