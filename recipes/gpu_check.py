@@ -45,8 +45,9 @@ def main(arguments: GpuCheckArguments) -> int:
     path = Path(arguments.output_dir) / "gpu_check.json"
 
     def keep(steps: dict[str, StepResult]) -> None:
-        # After every step, so that a machine that goes away leaves what it measured.
-        write_json(path, summarize(setup, describe_machine(), steps))
+        # After every step, so that a machine that goes away leaves what it measured. No summary yet: it asks the GPU,
+        # and this process must hold none of its memory while the steps measure it.
+        write_json(path, {"steps": {name: step.to_dict() for name, step in steps.items()}})
 
     steps = run_steps(arguments.steps, setup, 60 * arguments.max_minutes, keep)
 
@@ -54,6 +55,7 @@ def main(arguments: GpuCheckArguments) -> int:
     # Results
     ################
     result = summarize(setup, describe_machine(), steps)
+    write_json(path, result)
     print("\n".join(describe_check(result)))
     logger.info("figures in %s", path)
     if arguments.docs:

@@ -206,7 +206,7 @@ def run_steps(
         for name in names:
             expected = STEPS[name].seconds * (1 if setup.size == "full" else _TINY_SHARE)
             left = end - time.monotonic()
-            bar.set_postfix_str(name)
+            bar.set_description_str(STEPS[name].title)
             if left < expected:
                 reason = f"it takes about {expected:.0f} s, and {max(0.0, left):.0f} s of the time are left"
                 results[name] = StepResult(STEPS[name].title, NOT_RUN, reason=reason)
