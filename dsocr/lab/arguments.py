@@ -66,7 +66,9 @@ class GpuCheckArguments:
         choices=["tiny", "full"],
     )
     version: str = flag("v1", _VERSION_HELP, choices=["v1", "v2"])
-    steps: list[str] = flag(list(STEP_NAMES), "Steps to run. Default: all.", choices=list(STEP_NAMES))
+    steps: list[str] = flag(
+        list(STEP_NAMES), f"Some of {', '.join(STEP_NAMES)}. Default: all.", choices=list(STEP_NAMES), metavar="STEP"
+    )
     max_minutes: float = flag(10.0, "Time for all steps; those that no longer fit are named and not run. Default: 10.")
     output_dir: str = flag("outputs/gpu_check", "Folder of gpu_check.json and of the logs. Default: outputs/gpu_check.")
     docs: str | None = flag(

@@ -112,6 +112,10 @@ class TrainingStep:
                     self._features[name] = torch.cat(views).to(self.options.dtype)
         return self._features
 
+    def keep_features_alone(self) -> None:
+        """Drop the pixels of the batch, as a run from the cache never has them; steps with pixels need a `resize` then."""
+        self._pixels = self._feature_batch()
+
     def run(self, levers: tuple[str, ...]) -> dict[str, float]:
         """Make one step.
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from helpers.recipes import load_recipe
 
 from dsocr.cli.parser import parse_recipe
 from dsocr.lab.arguments import GpuCheckArguments
-from dsocr.lab.gpu_check import kernels, report, setup, steps
+from dsocr.lab.gpu_check import environment, kernels, report, setup, steps
 from dsocr.lab.gpu_check.setup import (
     FAILED,
     FULL_BATCHES,
@@ -187,6 +188,25 @@ def test_steps_that_die_hang_or_cannot_begin_end_alone(tiny_setup, monkeypatch):
     assert not report.is_complete(content) and any(
         "FAILED: KeyError" in line for line in report.describe_check(content)
     )
+
+
+def test_the_driver_is_asked(tmp_path, monkeypatch):
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 'NVIDIA T4, 580.65, 15360 MiB, 7.5, 70.00 W, 1590 MHz'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = environment._read_driver()
+    assert (
+        found["driver_version"] == "580.65" and found["memory_total"] == "15360 MiB" and found["compute_cap"] == "7.5"
+    )
+    script.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    with pytest.raises(RuntimeError, match="ended with 9: NVIDIA-SMI has failed"):
+        environment._read_driver()
+
+
+def test_processes_of_a_gpu_begin_anew(tiny_setup):
+    """Importing bitsandbytes starts CUDA, which a forked process cannot use."""
+    assert steps._process_context(replace(tiny_setup, device="cuda")).get_start_method() == "spawn"
 
 
 def test_memory_that_runs_out_is_judged_by_its_plan(tiny_setup, monkeypatch):

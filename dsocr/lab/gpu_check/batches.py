@@ -52,11 +52,18 @@ def plan_kept_step(setup: CheckSetup, options: StepOptions) -> int:
 
 
 class _Steps:
-    """One model at a time, with or without checkpointing; the next one takes its place."""
+    """One model at a time, with or without checkpointing; the next one takes its place.
+
+    Attributes:
+        matrix_rate: Operations per second of the device.
+        sample_flops: Operations of a step for one sample, its vision left out.
+    """
 
     def __init__(self, setup: CheckSetup):
         self._setup = setup
         self._step: TrainingStep | None = None
+        flops = count_step_flops(setup.config(), growth_step(setup, False))
+        self.sample_flops = flops.total - flops.vision
         self.matrix_rate = measure_matrix_rate(setup.place, sixteen_bit(), setup.matrix_side)
 
     def take(self, batch_size: int, checkpointing: bool) -> TrainingStep:
@@ -65,8 +72,9 @@ class _Steps:
             self._step = None
             free_memory()
             self._step = TrainingStep(self._setup.model(dtype=options.dtype), options)
-        else:
+        elif self._step.options != options:
             self._step.resize(options)
+        self._step.keep_features_alone()
         return self._step
 
 
@@ -84,14 +92,13 @@ def _measure(setup: CheckSetup, steps: _Steps, batch_size: int, checkpointing: b
     except torch.OutOfMemoryError:
         refuse_unplanned(setup, planned, **asked)
     options, reserved = step.options, torch.cuda.max_memory_reserved() if setup.on_gpu else None
-    flops = count_step_flops(setup.config(), options)
     tokens = 1 + options.geometry.count_tokens(*options.image_size) + options.answer_tokens
     return {
         **asked,
         "seconds": seconds,
         "samples_per_second": batch_size / seconds,
         "tokens_per_second": batch_size * tokens / seconds,
-        "mfu": (flops.total - flops.vision) / seconds / steps.matrix_rate,
+        "mfu": batch_size * steps.sample_flops / seconds / steps.matrix_rate,
         "allocated_peak_bytes": allocated,
         "reserved_peak_bytes": reserved,
         "planned_peak_bytes": planned,
