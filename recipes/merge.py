@@ -27,7 +27,7 @@ from dsocr.models.adapters import find_base
 from dsocr.models.checkpoint_export import choose_layout, upload_checkpoint, write_checkpoint
 from dsocr.models.loading import local_checkpoint
 from dsocr.models.merging import merge_adapter, verify_written
-from dsocr.reading.verification import SAMPLE_IMAGE, SAMPLE_TEXT
+from dsocr.reading.reader import SAMPLE_IMAGE, SAMPLE_TEXT
 from dsocr.report.model_card import write_model_card
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.processor import OcrProcessor

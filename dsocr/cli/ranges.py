@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
     "dpi": (20, 2400),
+    "max_minutes": (0.1, 1440),
 }
 _PATHS = ("output_dir", "output", "dataset_name", "model_name_or_path")
 

@@ -66,10 +66,15 @@ class VerifyArguments:
 
     model: str = flag("", "Hub id, checkpoint folder or adapter folder", positional=True)
     model_revision: str | None = flag(None, "Branch, tag or commit of a Hub id.")
-    dtype: str = flag("auto", "Type of the weights.", choices=["auto", "bfloat16", "float16", "float32"])
+    dtype: str = flag(
+        "auto",
+        "Type of the weights. Default: the one that training uses here, 16 bit on a GPU and float32 on a CPU.",
+        choices=["auto", "bfloat16", "float16", "float32"],
+    )
     image_mode: str | None = flag(None, "tiny, small, base, large or gundam. Default: the saved one, or gundam.")
     image: str | None = flag(None, "An image of one line instead of the shipped sample; needs --text.")
     text: str | None = flag(None, "What the line says.")
+    use_cpu: bool = flag(False, "Use the CPU, even for a checkpoint of a released size, which it is too slow to train.")
 
 
 @dataclass

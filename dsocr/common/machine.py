@@ -57,6 +57,11 @@ def half_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def working_dtype() -> torch.dtype:
+    """The type of weights that training and reading use on this machine: `half_dtype` on a GPU, float32 on a CPU."""
+    return half_dtype() if torch.cuda.is_available() else torch.float32
+
+
 def _threads_were_chosen() -> bool:
     """Whether a person, not `accelerate launch`, chose the number of threads."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -79,15 +84,15 @@ def process_rank() -> tuple[int, int]:
     return 0, 1
 
 
-def warn_about_unused_gpu() -> bool:
-    """Warn if torch cannot use the machine's NVIDIA card, and say why; returns whether it warned."""
+def find_unused_gpu() -> str | None:
+    """Name the machine's NVIDIA card and the reason if torch cannot use it; `None` if it can, or there is no card."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if torch.cuda.is_available() or hidden or not shutil.which("nvidia-smi"):
-        return False
+        return None
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     cards = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
     if found.returncode != 0 or not cards:
-        return False
+        return None
     if torch.version.cuda:
         reason = (
             f"the driver is too old or broken for torch {torch.__version__} with CUDA {torch.version.cuda}, so training "
@@ -99,8 +104,15 @@ def warn_about_unused_gpu() -> bool:
             "build"
         )
     card = cards[0].split(" (UUID")[0]
-    logger.warning("this machine has %s, but %s: see pytorch.org/get-started for your system's command.", card, reason)
-    return True
+    return f"this machine has {card}, but {reason}: see pytorch.org/get-started for your system's command."
+
+
+def warn_about_unused_gpu() -> bool:
+    """Warn if torch cannot use the machine's NVIDIA card, and say why; returns whether it warned."""
+    message = find_unused_gpu()
+    if message is not None:
+        logger.warning("%s", message)
+    return message is not None
 
 
 def describe_machine() -> dict[str, str]:

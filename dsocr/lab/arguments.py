@@ -1,8 +1,9 @@
-"""The command lines of the measuring recipes, benchmark.py and measure_memory.py."""
+"""The command lines of the measuring recipes: benchmark.py, measure_memory.py and gpu_check.py."""
 
 from dataclasses import dataclass
 
 from dsocr.cli.parser import flag
+from dsocr.lab.gpu_check.setup import STEP_NAMES
 from dsocr.lab.random_models import SIZES
 
 
@@ -52,4 +53,24 @@ class MemoryArguments:
     )
     docs: str | None = flag(
         None, "Write memory_<device>.json there instead and fill the tables of its memory.md.", metavar="FOLDER"
+    )
+
+
+@dataclass
+class GpuCheckArguments:
+    """Arguments of recipes/gpu_check.py."""
+
+    size: str = flag(
+        "full",
+        "full: the released shapes, on a GPU; tiny: a trial of every step on any machine. Default: full.",
+        choices=["tiny", "full"],
+    )
+    version: str = flag("v1", _VERSION_HELP, choices=["v1", "v2"])
+    steps: list[str] = flag(
+        list(STEP_NAMES), f"Some of {', '.join(STEP_NAMES)}. Default: all.", choices=list(STEP_NAMES), metavar="STEP"
+    )
+    max_minutes: float = flag(10.0, "Time for all steps; those that no longer fit are named and not run. Default: 10.")
+    output_dir: str = flag("outputs/gpu_check", "Folder of gpu_check.json and of the logs. Default: outputs/gpu_check.")
+    docs: str | None = flag(
+        None, "Fill the tables of speed.md and memory.md there, and write their figures beside them.", metavar="FOLDER"
     )

@@ -83,9 +83,15 @@ def count_step_flops(config: PreTrainedConfig, options: StepOptions) -> StepFlop
     return StepFlops(batch_size * vision, batch_size * (2 * weights + 3 * scores), batch_size * head)
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square product on a device, the median of several."""
-    side = MATRIX_SIDES[device.type]
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Operations per second of a large square product on a device, the median of several.
+
+    Args:
+        device: The device.
+        dtype: Type of the matrices.
+        side: Their side; `None` takes that of `MATRIX_SIDES`.
+    """
+    side = side or MATRIX_SIDES[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(_PRODUCTS + 1):

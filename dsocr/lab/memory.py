@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from dsocr.common.logs import setup_logging
-from dsocr.common.machine import prepare_process
+from dsocr.common.machine import half_dtype, prepare_process
 from dsocr.data.synthetic import generate_lines
 from dsocr.lab.random_models import StepOptions
 from dsocr.lab.rendered_lines import EVALUATION_SEED, evaluate_lines
@@ -55,10 +55,15 @@ CER_LINES = 400
 _LEVERS = ("no_grad",)
 
 
+def sixteen_bit() -> torch.dtype:
+    """The GPU's own 16-bit type, as in training; on a CPU that of the released weights."""
+    return half_dtype() if torch.cuda.is_available() else torch.bfloat16
+
+
 def memory_step(geometry: ImageGeometry) -> StepOptions:
-    """The step that is measured: the largest image of the mode, in bfloat16 around whatever the weights are."""
-    size = largest_image(geometry)
-    return StepOptions(geometry, size, batch_size=BATCH_SIZE, answer_tokens=ANSWER_TOKENS, checkpointing=True)
+    """The step that is measured: the largest image of the mode, in 16 bit around whatever the weights are."""
+    size, dtype = largest_image(geometry), sixteen_bit()
+    return StepOptions(geometry, size, BATCH_SIZE, answer_tokens=ANSWER_TOKENS, dtype=dtype, checkpointing=True)
 
 
 class _AnonymousMemory:
@@ -106,7 +111,7 @@ def _bytes_outside() -> int:
     return total - free - torch.cuda.memory_reserved()
 
 
-def _pretend_card(card_gib: float) -> None:
+def pretend_card(card_gib: float) -> None:
     """Allow this process the memory of a smaller card, whose CUDA context takes its share too."""
     torch.zeros(1, device="cuda")
     total = torch.cuda.mem_get_info()[1]
@@ -114,11 +119,11 @@ def _pretend_card(card_gib: float) -> None:
 
 
 def _load(folder: str | Path, precision: Precision, device: torch.device) -> PreTrainedModel:
-    place = {"": str(device)}
+    place, dtype = {"": str(device)}, sixteen_bit()
     if precision.quantize_experts:
         return load_model(
             str(folder),
-            dtype="bfloat16",
+            dtype=dtype,
             device_map=place,
             load_in_4bit=precision.load_in_4bit,
             quantize_vision=precision.quantize_vision,
@@ -129,10 +134,10 @@ def _load(folder: str | Path, precision: Precision, device: torch.device) -> Pre
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     model = find_model_class(config.model_type).from_pretrained(
-        folder, config=config, dtype=torch.bfloat16, quantization_config=settings, device_map=place
+        folder, config=config, dtype=dtype, quantization_config=settings, device_map=place
     )
     for module in model.modules():
         # As in `dsocr.models.quantization`: with AVX512-BF16 a backward pass after an evaluation has no gradient.
@@ -141,14 +146,42 @@ def _load(folder: str | Path, precision: Precision, device: torch.device) -> Pre
     return model
 
 
-def measure_steps(model: PreTrainedModel, options: StepOptions) -> dict[str, Any]:
+def measure_steps(
+    model: PreTrainedModel, options: StepOptions, target_parameters: list[str] | None = None
+) -> dict[str, Any]:
     """Seconds of a step (median), peak bytes of a step with the model, and on a GPU the bytes outside the allocator."""
-    step = TrainingStep(model, options)
+    step = TrainingStep(model, options, target_parameters)
     step.run(_LEVERS)
     seconds = statistics.median(step.run(_LEVERS)["step"] for _ in range(STEPS))
     peak = step.measure_peak_bytes(_LEVERS)
     outside = _bytes_outside() if step.device.type == "cuda" else None
     return {"seconds": seconds, "step_peak_bytes": peak, "context_bytes": outside}
+
+
+def plan_precision(
+    config: PreTrainedConfig, precision: Precision, options: StepOptions, target_parameters: list[str] | None = None
+) -> dict[str, int]:
+    """`planned_weights_bytes` and `planned_peak_bytes` of the step that `measure_steps` measures.
+
+    It is planned in bfloat16 on cards without it too: float16 has the same size, and fake tensors know the experts'
+    grouped product in bfloat16 alone.
+    """
+    settings = MemorySettings(
+        load_in_4bit=precision.load_in_4bit,
+        quantize_vision=precision.quantize_vision,
+        quantize_experts=precision.quantize_experts,
+        target_modules=LANGUAGE_MODEL_TARGETS,
+        target_parameters=target_parameters,
+        batch_size=options.batch_size,
+        eval_batch_size=1,
+        answer_tokens=options.answer_tokens,
+        checkpointing=options.checkpointing,
+        optim=options.optim,
+        # TRL's head scores the labelled positions alone where it has Triton.
+        compact_head=torch.cuda.is_available(),
+    )
+    planned = plan_memory(config, options.geometry, settings)
+    return {"planned_weights_bytes": planned.weights_bytes, "planned_peak_bytes": planned.training_peak_bytes}
 
 
 def measure_precision(name: str, folder: str | Path, options: StepOptions, card_gib: float | None) -> dict[str, Any]:
@@ -168,7 +201,7 @@ def measure_precision(name: str, folder: str | Path, options: StepOptions, card_
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     if card_gib and on_gpu:
-        _pretend_card(card_gib)
+        pretend_card(card_gib)
     # Building one imports bitsandbytes now; the memory of its import is not that of loading.
     OcrQuantizationConfig()
     if on_gpu and precision.load_in_4bit:
@@ -177,20 +210,7 @@ def measure_precision(name: str, folder: str | Path, options: StepOptions, card_
         model = _load(folder, precision, device)
     gc.collect()
     row = {"weights_bytes": weight_bytes(model), "loading_peak_bytes": loading.peak, **measure_steps(model, options)}
-    settings = MemorySettings(
-        load_in_4bit=precision.load_in_4bit,
-        quantize_vision=precision.quantize_vision,
-        quantize_experts=precision.quantize_experts,
-        target_modules=LANGUAGE_MODEL_TARGETS,
-        batch_size=options.batch_size,
-        eval_batch_size=1,
-        answer_tokens=options.answer_tokens,
-        optim=options.optim,
-        # TRL's head scores the labelled positions alone where it has Triton.
-        compact_head=on_gpu,
-    )
-    planned = plan_memory(model.config, options.geometry, settings)
-    row |= {"planned_weights_bytes": planned.weights_bytes, "planned_peak_bytes": planned.training_peak_bytes}
+    row |= plan_precision(model.config, precision, options)
     del model
     gc.collect()
     return row | {"cer": _read_built_in_base(precision, device)}
@@ -202,7 +222,8 @@ def _read_built_in_base(precision: Precision, device: torch.device) -> float:
     return evaluate_lines(model, OcrProcessor.from_pretrained(TINY_BASE), lines).cer
 
 
-def _begin_process() -> None:
+def begin_process() -> None:
+    """Set up a process that measures: as a recipe's, but silent."""
     prepare_process()
     setup_logging(None, is_main=False)
     disable_progress_bar()
@@ -215,7 +236,7 @@ def measure_in_process(name: str, folder: str | Path, options: StepOptions, card
         RuntimeError: the process died, as it does when the system's memory runs out.
     """
     # Spawned, because a forked process would begin with the memory of this one.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin_process) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin_process) as pool:
         try:
             return pool.submit(measure_precision, name, folder, options, card_gib).result()
         except BrokenProcessPool as error:

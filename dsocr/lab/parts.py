@@ -72,13 +72,16 @@ def measure_data(processor: OcrProcessor, dtype: torch.dtype) -> dict[str, float
     }
 
 
-def measure_reading(model: PreTrainedModel, options: StepOptions, repeats: int) -> dict[str, float]:
+def measure_reading(
+    model: PreTrainedModel, options: StepOptions, repeats: int, new_tokens: int | None = None
+) -> dict[str, float]:
     """Read one batch by generation, with pixels and with kept features in turn.
 
     Args:
         model: A bare native model; it is changed for good.
         options: Images, batch size and type; the rest belongs to training.
         repeats: Timed rounds, after one that is not timed.
+        new_tokens: Tokens to generate for every line; `None` takes those of a line of text.
 
     Returns:
         `plain` and `features` in lines/s, their `ratio` (median over the rounds), `vision_share` (0..1, the tower's
@@ -89,14 +92,15 @@ def measure_reading(model: PreTrainedModel, options: StepOptions, repeats: int) 
     split_global_attention(model)
     accept_features(model)
     device, text = model.device, model.config.get_text_config()
+    new_tokens = new_tokens or NEW_TOKENS
     # A prompt has no answer, so the one token of it is cut off again.
     batch = random_batch(model.config, replace(options, answer_tokens=1), device)
     del batch["labels"]
     for name in ("input_ids", "attention_mask"):
         batch[name] = batch[name][:, :-1]
     generation = GenerationConfig(
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=text.eos_token_id,
@@ -124,7 +128,7 @@ def measure_reading(model: PreTrainedModel, options: StepOptions, repeats: int) 
         "ratio": statistics.median(slow / fast for slow, fast in zip(plain, features, strict=True)),
         "vision_share": share,
         "bound": 1 / (1 - share),
-        "new_tokens": NEW_TOKENS,
+        "new_tokens": new_tokens,
     }
 
 

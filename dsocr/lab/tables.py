@@ -7,16 +7,27 @@ from typing import Any
 import torch
 
 from dsocr.common.files import load_json, replace_between, write_json
+from dsocr.lab.gpu_check.setup import CARDS, FULL_BATCHES
 from dsocr.lab.levers import ALL, LEVERS, PLAIN
 from dsocr.lab.memory import PRECISIONS
 
 
 DEVICES = ("cpu", "gpu")
+_BATCHES_TITLE = (
+    "Training steps with kept features on the largest images of the mode (`recipes/gpu_check.py`); launches are kernels that "
+    "a step starts, waits are those of the program for the GPU."
+)
+_CARDS_TITLE = "A step of each preset on a GPU that is made as small as the card (`recipes/gpu_check.py`)."
+# Rows without a figure, for as long as nobody has measured them.
+_UNMEASURED_BATCHES = [{"batch": batch, "checkpointing": checkpointing} for batch, checkpointing in FULL_BATCHES]
+_UNMEASURED_CARDS = [{"preset": name, "card_gib": card} for card, names in CARDS.items() for name in names]
 _PATH_TITLES = {PLAIN: "plain: native classes, PEFT, TRL", **LEVERS, ALL: "all together"}
 
 
 def save_result(folder: str | Path, kind: str, result: dict[str, Any]) -> Path:
     """Add a result to the file of this machine's kind of device, in the place of an earlier one of the same model.
+
+    Figures that the earlier one has beyond the new one's stay if both come from the same hardware.
 
     Args:
         folder: Folder of the file; it is made.
@@ -31,8 +42,19 @@ def save_result(folder: str | Path, kind: str, result: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A dictionary keeps the place of a key whose value is replaced, so the order of the tables stays.
     results = {_model_of(known): known for known in load_json(path, default=[], kind=list)}
-    results[_model_of(result)] = result
+    results[_model_of(result)] = _add_to(results.get(_model_of(result), {}), result)
     return write_json(path, list(results.values()))
+
+
+def _add_to(known: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """A result with what another recipe measured on the same hardware: gpu_check measures no loading, for instance."""
+    if known.get("hardware") != result["hardware"]:
+        return result
+    together = known | result
+    if "rows" in known and "rows" in result:
+        names = dict.fromkeys([*known["rows"], *result["rows"]])
+        together["rows"] = {name: known["rows"].get(name, {}) | result["rows"].get(name, {}) for name in names}
+    return together
 
 
 def fill_page(folder: str | Path, kind: str) -> Path:
@@ -53,13 +75,19 @@ def build_section(folder: str | Path, kind: str) -> str:
     """Markdown of every result of a kind, `"speed"` or `"memory"`, in a folder."""
     results = {device: load_json(Path(folder) / f"{kind}_{device}.json", default=[], kind=list) for device in DEVICES}
     if kind == "speed":
-        return "\n\n".join(describe_speed(result) for device in DEVICES for result in results[device])
+        parts = [describe_speed(result) for device in DEVICES for result in results[device]]
+        if not any("batches" in result for result in results["gpu"]):
+            parts += [f"On a GPU, not measured yet. {_BATCHES_TITLE}", _batches_table(_UNMEASURED_BATCHES)]
+        return "\n\n".join(parts)
     models = dict.fromkeys(_model_of(result) for device in DEVICES for result in results[device])
     by_model = [
         {device: result for device in DEVICES for result in results[device] if _model_of(result) == model}
         for model in models
     ]
-    return "\n\n".join(describe_memory(measured) for measured in by_model)
+    parts = [describe_memory(measured) for measured in by_model]
+    if not any("cards" in result for result in results["gpu"]):
+        parts += [f"On a GPU, not measured yet. {_CARDS_TITLE}", _cards_table(_UNMEASURED_CARDS)]
+    return "\n\n".join(parts)
 
 
 def _model_of(result: dict[str, Any]) -> tuple[str, str]:
@@ -89,6 +117,8 @@ def describe_speed(result: dict[str, Any]) -> str:
         "reading": _reading_line,
         "loading": _loading_line,
         "growth": _growth_table,
+        "batches": lambda rows: f"{_BATCHES_TITLE}\n\n{_batches_table(rows)}",
+        "vision": _vision_line,
     }
     parts += [write(result[part]) for part, write in writers.items() if part in result]
     return "\n\n".join(parts)
@@ -122,6 +152,33 @@ def _loading_line(loading: dict[str, float]) -> str:
     return f"Loading: {loading['ratio']:.2f} times the pure read of the same files ({loading['gigabytes']:.2f} GB)."
 
 
+def _batches_table(rows: list[dict]) -> str:
+    columns = ["batch", "checkpointing", "samples/s", "tokens/s", "MFU", "allocated", "reserved", "planned"]
+    cells = [
+        [
+            row["batch"],
+            "yes" if row["checkpointing"] else "no",
+            _cell(row, "samples_per_second", "{:.3g}".format),
+            _cell(row, "tokens_per_second", "{:.0f}".format),
+            _cell(row, "mfu", "{:.0%}".format),
+            *(_cell(row, f"{kind}_peak_bytes", _size) for kind in ("allocated", "reserved", "planned")),
+            *(_cell(row, kind, str) for kind in ("launches", "waits")),
+        ]
+        for row in rows
+    ]
+    return _table([*columns, "launches", "waits"], cells)
+
+
+def _vision_line(rows: dict[str, dict]) -> str:
+    whole, tiles = (rows[f"tower, {kind}"] for kind in ("global views", "tiles"))
+    cache = rows["building the cache"]
+    return (
+        f"The tower sees {whole['views_per_second']:.3g} global views of {whole['side']} pixels or "
+        f"{tiles['views_per_second']:.3g} tiles of {tiles['side']} pixels a second; a cache of features is built from image "
+        f"files at {cache['images_per_second']:.3g} images/s ({cache['image_tokens']:.0f} image tokens an image)."
+    )
+
+
 def _growth_table(rows: list[dict]) -> str:
     cells = [
         [row["grown"], row["value"], f"{row['samples_per_second']:.3g}", f"{row['peak_bytes'] / 1e9:.3g} GB"]
@@ -142,19 +199,48 @@ def describe_memory(measured: dict[str, dict[str, Any]]) -> str:
     cells = []
     for name, precision in PRECISIONS.items():
         # Weights and error rate are the same on every device.
-        first = next(iter(measured.values()))["rows"][name]
-        cells.append([precision.title, _size(first["weights_bytes"])])
+        found = {device: result["rows"].get(name, {}) for device, result in measured.items()}
+        common = {key: value for row in reversed(found.values()) for key, value in row.items()}
+        cells.append([precision.title, _cell(common, "weights_bytes", _size)])
         for device in DEVICES:
-            cells[-1] += _memory_cells(measured[device]["rows"], name) if device in measured else ["", "", ""]
-        cells[-1].append(f"{first['cer']:.3f}")
+            cells[-1] += _memory_cells(measured[device]["rows"] if device in measured else {}, name)
+        cells[-1].append(_cell(common, "cer", "{:.3f}".format))
     notes = [f"{_describe_step(result)} steps." for result in measured.values()]
+    for result in measured.values():
+        notes += [_experts_line(result["experts"], result["rows"])] if "experts" in result else []
+        notes += [_CARDS_TITLE, _cards_table(result["cards"])] if "cards" in result else []
     return "\n\n".join([_table([*columns, "CER"], cells), *notes])
 
 
 def _memory_cells(rows: dict[str, dict], name: str) -> list[str]:
-    row = rows[name]
-    speed = rows["bf16"]["seconds"] / row["seconds"]
-    return [_size(row["loading_peak_bytes"]), _size(row["step_peak_bytes"]), f"{speed:.2f}"]
+    row, first = rows.get(name, {}), rows.get("bf16", {})
+    speed = f"{first['seconds'] / row['seconds']:.2f}" if "seconds" in first and "seconds" in row else ""
+    return [_cell(row, "loading_peak_bytes", _size), _cell(row, "step_peak_bytes", _size), speed]
+
+
+def _experts_line(row: dict[str, Any], rows: dict[str, dict]) -> str:
+    speed = f" at {rows['bf16']['seconds'] / row['seconds']:.2f} times bf16 LoRA's speed" if "bf16" in rows else ""
+    return f"4 bit here with LoRA on the experts too: {_size(row['step_peak_bytes'])}{speed}."
+
+
+def _cards_table(rows: list[dict]) -> str:
+    columns = ["preset", "card", "batch", "samples/s", "allocated", "reserved", "planned"]
+    cells = [
+        [
+            f"`{row['preset']}.yaml`",
+            f"{row['card_gib']} GB",
+            _cell(row, "batch", str),
+            _cell(row, "samples_per_second", "{:.3g}".format),
+            *(_cell(row, key, _size) for key in ("peak_bytes", "reserved_peak_bytes", "planned_peak_bytes")),
+        ]
+        for row in rows
+    ]
+    return _table(columns, cells)
+
+
+def _cell(row: dict[str, Any], key: str, form: Callable[[Any], str]) -> str:
+    """A figure, or an empty cell where it was not measured."""
+    return form(row[key]) if row.get(key) is not None else ""
 
 
 def _size(size: int) -> str:

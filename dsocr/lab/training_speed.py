@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from dsocr.common.machine import half_dtype
 from dsocr.lab.flops import count_step_flops
 from dsocr.lab.levers import ALL, PATHS, PLAIN
 from dsocr.lab.random_models import StepOptions, image_with_tiles
@@ -46,8 +47,9 @@ def benchmark_step(geometry: ImageGeometry, size: str, device: torch.device) -> 
         image_with_tiles(geometry, 0),
         batch_size=BATCH_SIZE,
         answer_tokens=ANSWER_TOKENS,
-        # bfloat16 is the type of the released weights. The tiny model is made in float32, which runs fast on any CPU.
-        dtype=torch.float32 if size == "tiny" and not on_gpu else torch.bfloat16,
+        # A GPU's own type, as in training. On a CPU the type of the released weights; the tiny model is made in float32,
+        # which runs fast on any CPU.
+        dtype=half_dtype() if on_gpu else torch.float32 if size == "tiny" else torch.bfloat16,
         # Checkpointing buys memory with time. Memory is short on a GPU, where the recipes use it, and not on a CPU.
         checkpointing=on_gpu,
     )

@@ -14,6 +14,7 @@ from dsocr.lab.levers import levers_on
 from dsocr.lab.random_models import StepOptions, random_batch
 from dsocr.models import freeze_vision
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
+from dsocr.models.expert_lora import adapt_experts
 from dsocr.models.quantization import weight_bytes
 from dsocr.samples.vision_cache.tower import accept_features
 from dsocr.training.compact_head import CompactHead
@@ -67,6 +68,7 @@ class TrainingStep:
     Args:
         model: A bare native model in any precision; it is changed for good.
         options: The step.
+        target_parameters: LoRA on stacked parameters too (the routed experts, packed or not).
 
     Attributes:
         model: The bare model.
@@ -74,13 +76,14 @@ class TrainingStep:
         options: The options of the batch at hand.
     """
 
-    def __init__(self, model: PreTrainedModel, options: StepOptions):
+    def __init__(self, model: PreTrainedModel, options: StepOptions, target_parameters: list[str] | None = None):
         self.model, self.device = model, next(model.parameters()).device
         model.requires_grad_(False)
         freeze_vision(model)
         accept_features(model)
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        self._adapted = get_peft_model(model, LoraConfig(r=16, target_modules=LANGUAGE_MODEL_TARGETS))
+        lora = LoraConfig(r=16, target_modules=LANGUAGE_MODEL_TARGETS, target_parameters=target_parameters)
+        self._adapted = get_peft_model(model, adapt_experts(lora) if target_parameters else lora)
         if options.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             self._adapted.enable_input_require_grads()
@@ -108,6 +111,10 @@ class TrainingStep:
                         views = [tower(view[None]).last_hidden_state for view in self._pixels[name]]
                     self._features[name] = torch.cat(views).to(self.options.dtype)
         return self._features
+
+    def keep_features_alone(self) -> None:
+        """Drop the pixels of the batch, as a run from the cache never has them; steps with pixels need a `resize` then."""
+        self._pixels = self._feature_batch()
 
     def run(self, levers: tuple[str, ...]) -> dict[str, float]:
         """Make one step.

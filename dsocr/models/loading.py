@@ -46,6 +46,18 @@ class ModelLoadError(ValueError):
     """A checkpoint is missing, or its tensors are not exactly the model's."""
 
 
+class TensorDifferenceError(ModelLoadError):
+    """The tensors of a checkpoint are not exactly the model's.
+
+    Attributes:
+        differences: Names of the tensors by kind: `missing_keys`, `unexpected_keys`, `mismatched_keys` (another shape).
+    """
+
+    def __init__(self, message: str, differences: dict[str, list[str]]):
+        super().__init__(message)
+        self.differences = differences
+
+
 def load_raw_config(name_or_path: str, revision: str | None = None) -> dict:
     """Load the `config.json` of a Hub id or a local folder.
 
@@ -107,9 +119,10 @@ def _raise_on_difference(name: str, info: dict) -> None:
     problems = {kind: keys for kind, keys in problems.items() if keys}
     if problems or info.get("error_msgs"):
         listing = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items())
-        raise ModelLoadError(
+        raise TensorDifferenceError(
             f"{name}: the checkpoint does not hold exactly the model's tensors ({listing or info['error_msgs']}). "
-            "A download that broke off, or another model's weights?"
+            "A download that broke off, or another model's weights?",
+            problems,
         )
 
 

@@ -1,13 +1,14 @@
 """Load everything needed for reading: a base model, its adapter, and the matching processor."""
 
 import logging
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from dsocr.common.machine import half_dtype
+from dsocr.common.machine import working_dtype
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.models import load_adapter, load_model
 from dsocr.models.adapters import find_base
@@ -16,6 +17,10 @@ from dsocr.samples.processor import OcrProcessor
 
 
 logger = logging.getLogger(__name__)
+
+# A shipped line, for trying a model out.
+SAMPLE_IMAGE = files("dsocr.data") / "examples" / "printed_line.png"
+SAMPLE_TEXT = "The quick brown fox jumps over the lazy dog"
 
 
 class Reader(NamedTuple):
@@ -54,13 +59,12 @@ def load_reader(
     if name is None:
         name = str(TINY_BASE)
         logger.warning("no --model_name_or_path: reading with the built-in tiny model, which is no model for real work")
-    on_gpu = torch.cuda.is_available()
     model = load_model(
         name,
         revision=revision,
-        dtype=half_dtype() if on_gpu else "float32",
+        dtype=working_dtype(),
         load_in_4bit=load_in_4bit,
-        device_map={"": "cuda" if on_gpu else "cpu"},
+        device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
     )
     if adapter is not None:
         model = load_adapter(model, adapter)

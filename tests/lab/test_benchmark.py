@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from helpers.models import quantize_model
 from helpers.recipes import load_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,6 +11,7 @@ from dsocr.cli.parser import parse_recipe
 from dsocr.lab import flops, parts, training_speed
 from dsocr.lab.arguments import BenchmarkArguments
 from dsocr.lab.levers import ALL, LEVERS, PLAIN
+from dsocr.lab.packing import quantize_model
 from dsocr.lab.random_models import (
     StepOptions,
     build_random_model,

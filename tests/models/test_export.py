@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from helpers.golden import FOLDER, load_golden_model, load_with_config
-from helpers.models import quantize_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from dsocr.lab.packing import quantize_model
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.models import load_model, prepare_adapter
 from dsocr.models.adapter_export import export_adapter, upstream_module_name

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from helpers.models import quantize_model
 from helpers.training import TASK_TYPES
 from peft import LoraConfig, get_peft_model
 
+from dsocr.lab.packing import quantize_model
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.peft_wrapper import find_guard, make_peft_safe, remove_peft_safe

@@ -11,11 +11,11 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from helpers.golden import load_golden_model
-from helpers.models import quantize_model
 from helpers.training import build_trainer, line_dataset, logged_losses
 from peft import LoraConfig, get_peft_model
 
 from dsocr.data.synthetic import generate_lines
+from dsocr.lab.packing import quantize_model
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.models import ModelLoadError, load_adapter, load_model, prepare_adapter
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS

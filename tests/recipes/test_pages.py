@@ -24,7 +24,7 @@ from dsocr.cli.tools import (
     VerifyArguments,
 )
 from dsocr.cli.training import OcrScriptArguments, build_parser, parse_arguments
-from dsocr.lab.arguments import BenchmarkArguments, MemoryArguments
+from dsocr.lab.arguments import BenchmarkArguments, GpuCheckArguments, MemoryArguments
 from dsocr.models.loading import TINY_BASE
 
 
@@ -32,6 +32,7 @@ KINDS = {
     "benchmark": BenchmarkArguments,
     "check_data": CheckArguments,
     "evaluate": EvaluateArguments,
+    "gpu_check": GpuCheckArguments,
     "make_synthetic": SyntheticArguments,
     "measure_memory": MemoryArguments,
     "merge": MergeArguments,

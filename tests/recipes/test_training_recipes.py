@@ -80,21 +80,8 @@ def test_verify_checkpoint_reads_the_shipped_sample_with_an_adapter(demonstratio
     monkeypatch.chdir(demonstration[0])
     assert load_recipe("verify_checkpoint").main(parse_recipe(VerifyArguments, ["."], None)) == 0
     shown = capsys.readouterr().out
-    for word in ("0 tensors missing, 0 unexpected", "The quick brown fox", "CER", "below chance: sound", "peak memory"):
+    for word in ("0 missing, 0 unexpected", "The quick brown fox", "CER", "below chance: sound", "every one loaded"):
         assert word in shown
-
-
-def test_verify_checkpoint_fails_a_model_worse_than_chance(tmp_path):
-    from dsocr.reading.verification import verify_checkpoint
-
-    model, processor = build_tiny_model("v1")
-    model.lm_head.weight.data.mul_(200)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    report = verify_checkpoint(str(tmp_path))
-    assert not report.sound and "NOT below chance" in "\n".join(report.describe())
-    with pytest.raises(ValueError, match="--image and --text go together"):
-        verify_checkpoint(str(tmp_path), image="x.png")
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

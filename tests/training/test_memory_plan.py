@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from helpers.models import quantize_model
 from helpers.paths import REPOSITORY
 
 from dsocr.cli.options import memory_settings
 from dsocr.cli.training import parse_arguments
 from dsocr.common.errors import explain
 from dsocr.lab.memory import measure_steps
+from dsocr.lab.packing import quantize_model
 from dsocr.lab.random_models import StepOptions
 from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
