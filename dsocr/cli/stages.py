@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from trl import get_peft_config
 
+from dsocr.cli.machine_choices import choose_batch, choose_workers
 from dsocr.cli.options import cache_options, data_options, memory_settings, reading_options
 from dsocr.cli.training import ParsedArguments
 from dsocr.common.logs import Stages, setup_logging
@@ -51,11 +53,14 @@ def load_processor(args: ParsedArguments, name: str) -> OcrProcessor:
 
 
 def check_card(args: ParsedArguments, name: str) -> None:
-    """Refuse a run too large for this machine's GPU, before anything is loaded.
+    """Decide what the user left to the machine, and refuse a run too large for its GPU, before anything is loaded.
 
     Raises:
         NotEnoughMemoryError: when the run does not fit; the message shows the plan.
     """
+    on_gpu = not args.training.use_cpu and torch.cuda.is_available()
+    card_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
+    choose_batch(args, name, card_bytes)
     if not args.training.use_cpu:
         revision, image_mode = args.model.model_revision, args.script.image_mode
         check_gpu(name, memory_settings(args), revision=revision, image_mode=image_mode)
@@ -131,7 +136,8 @@ def build_trainer(
         callbacks = [*callbacks, EarlyStoppingCallback(args.script.early_stopping_patience)]
     collator = OcrCollator(
         processor,
-        model.dtype,
+        # The tower normalises them on its device.
+        torch.uint8,
         _max_length(args, model),
         augment=args.script.augment,
         seed=args.training.seed,
@@ -158,7 +164,10 @@ def build_trainer(
 def cache_features(args: ParsedArguments, trainer: OcrTrainer, sets: TrainingSets) -> FeatureCache | None:
     """Compute the vision features of images read more than once; `None` when caching gains nothing."""
     options = cache_options(args, len(sets.train))
-    return trainer.cache_features(choose_cached(sets, trainer.model, options), options)
+    chosen = choose_cached(sets, trainer.model, options)
+    features = trainer.cache_features(chosen, options)
+    choose_workers(args, images_are_cut=features is None or not any(dataset is sets.train for dataset in chosen))
+    return features
 
 
 def describe_run(model: PreTrainedModel, skipped: dict[str, int]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Command line of the training recipes: TRL's own flags, a few more, and defaults suited to OCR."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,19 @@ from dsocr.data.training_sets import parse_fold, parse_named_path
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.samples.geometry import LAYOUTS
 from dsocr.training.trackers import check_trackers
+
+
+class Undecided(int):
+    """A number to fall back on, until the machine decides (`dsocr.cli.machine_choices`)."""
+
+
+def _batch_size(fallback: int) -> Callable[[str], int]:
+    def parse(word: str) -> int:
+        return Undecided(fallback) if word == "auto" else int(word)
+
+    # argparse names the type in its message: invalid int value.
+    parse.__name__ = "int"
+    return parse
 
 
 @dataclass
@@ -127,6 +140,7 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "learning_rate": 2e-4,
         "num_train_epochs": 3.0,
         "per_device_train_batch_size": 2,
+        "dataloader_num_workers": Undecided(0),
         "per_device_eval_batch_size": 8,
         "gradient_accumulation_steps": 4,
         "lr_scheduler_type": "cosine",
@@ -174,6 +188,14 @@ def build_parser(*, planning: bool = False, qlora: bool = False, description: st
         if action.dest == "resume_from_checkpoint":
             # Let the flag stand alone, for the newest complete checkpoint; TRL's version needs a value.
             action.nargs, action.const = "?", "true"
+        if action.dest == "per_device_train_batch_size":
+            action.type, action.metavar = _batch_size(action.default), "N|auto"
+            action.help = (
+                "Lines of a micro-batch on each device. auto takes the largest that fits the GPU, and lowers "
+                "--gradient_accumulation_steps to keep the effective batch."
+            )
+        if action.dest == "dataloader_num_workers":
+            action.help = "Processes that open and cut images. Default: chosen from the machine's cores, 0 on a CPU."
     return parser
 
 

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 _REPORTED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "pillow")
 
+# Blocks of 16 MiB that Pillow keeps for the next image.
+_IMAGE_BLOCKS = 8
+
 
 def prepare_process() -> None:
     """Set UTF-8 on the console (also on Windows), switch telemetry off, take one GPU, and flush denormals on the CPU.
@@ -31,6 +34,7 @@ def prepare_process() -> None:
 
     # huggingface_hub evaluates the variable when it is imported, which may have happened already: set its constant too.
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    _keep_image_memory()
     _take_one_gpu()
     # A random SAM produces many denormals, which make a CPU ten times slower.
     torch.set_flush_denormal(True)
@@ -39,6 +43,18 @@ def prepare_process() -> None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
+
+
+def _keep_image_memory() -> None:
+    """Let Pillow keep the memory of freed images for the next ones.
+
+    Fresh pages cost a third of the time of cutting a line into tiles: 49 instead of 80 ms for 1600 x 200 pixels on one
+    core. DataLoader workers read the variable when they import Pillow.
+    """
+    os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_IMAGE_BLOCKS))
+    from PIL import Image
+
+    Image.core.set_blocks_max(int(os.environ["PILLOW_BLOCKS_MAX"]))
 
 
 def _take_one_gpu() -> None:

@@ -19,7 +19,7 @@ from dsocr.models import freeze_vision, load_model
 from dsocr.models.sam_attention import split_global_attention
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.processor import OcrProcessor
-from dsocr.samples.vision_cache.tower import accept_features
+from dsocr.samples.vision_cache.tower import extend_tower
 
 
 DATA_LINES = 40
@@ -90,7 +90,7 @@ def measure_reading(
     model.eval()
     freeze_vision(model)
     split_global_attention(model)
-    accept_features(model)
+    extend_tower(model)
     device, text = model.device, model.config.get_text_config()
     new_tokens = new_tokens or NEW_TOKENS
     # A prompt has no answer, so the one token of it is cut off again.

@@ -16,7 +16,7 @@ from dsocr.models import freeze_vision
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.expert_lora import adapt_experts
 from dsocr.models.quantization import weight_bytes
-from dsocr.samples.vision_cache.tower import accept_features
+from dsocr.samples.vision_cache.tower import extend_tower
 from dsocr.training.compact_head import CompactHead
 from dsocr.training.memory_plan.live_memory import LiveMemory
 
@@ -80,7 +80,7 @@ class TrainingStep:
         self.model, self.device = model, next(model.parameters()).device
         model.requires_grad_(False)
         freeze_vision(model)
-        accept_features(model)
+        extend_tower(model)
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         lora = LoraConfig(r=16, target_modules=LANGUAGE_MODEL_TARGETS, target_parameters=target_parameters)
         self._adapted = get_peft_model(model, adapt_experts(lora) if target_parameters else lora)

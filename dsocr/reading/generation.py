@@ -14,6 +14,7 @@ from dsocr.data.image_files import measure_image_size
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.cache import FeatureCache
+from dsocr.samples.vision_cache.tower import extend_tower
 
 
 # The loop guard forbids repeating 20 tokens within 128: ordinary text never does.
@@ -130,7 +131,8 @@ def read_lines(
     order = sorted(range(len(images)), key=lambda index: -prompt_tokens[index])
     size = options.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    collate = OcrCollator(processor, dtype=model.dtype, for_generation=True, features=features)
+    extend_tower(model)
+    collate = OcrCollator(processor, dtype=torch.uint8, for_generation=True, features=features)
     config = _generation_config(processor, options.max_new_tokens)
     guards = [_loop_guard()] if options.loop_guard else []
     # Don't use model.device: it reports the first parameter's device, and the vision tower may have been offloaded.

@@ -26,21 +26,25 @@ class OcrSample:
     name: str
 
 
-def normalize_pixels(views: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-    """Convert uint8 views `[side, side, 3]` in 0..255 to `[n_views, 3, side, side]` in -1..1 (mean = std = 0.5)."""
-    height, width, channels = views[0].shape
-    pixels = torch.empty(len(views), channels, height, width, dtype=dtype)
+def normalize_pixels(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert uint8 views `[views, side, side, 3]` in 0..255 to `[views, 3, side, side]` in -1..1 (mean = std = 0.5)."""
+    pixels = torch.empty(views.shape[0], views.shape[3], *views.shape[1:3], dtype=dtype, device=views.device)
     for target, view in zip(pixels, views, strict=True):
-        # Convert view by view, planes first: only one fp32 copy at a time, and half the time of converting the stack.
-        planes = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-        target.copy_(planes.to(torch.float32).div_(255).sub_(0.5).div_(0.5))
+        # View by view, planes first: only one fp32 copy at a time, and half the time of converting all at once.
+        target.copy_(view.permute(2, 0, 1).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5))
     return pixels
+
+
+def stack_views(views: list[np.ndarray]) -> torch.Tensor:
+    """Views `[side, side, 3]` as one tensor `[views, side, side, 3]`, uint8 in 0..255."""
+    return torch.from_numpy(np.stack(views))
 
 
 def _stack(views: list[np.ndarray] | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     if isinstance(views[0], torch.Tensor):
-        return torch.stack(views).to(dtype)
-    return normalize_pixels(views, dtype)
+        stacked = torch.stack(views)
+        return stacked if dtype == torch.uint8 else stacked.to(dtype)
+    return stack_views(views) if dtype == torch.uint8 else normalize_pixels(stack_views(views), dtype)
 
 
 def collate_samples(
@@ -57,14 +61,15 @@ def collate_samples(
         samples: The samples of the batch, all with views or all with features.
         pad_token_id: Token that fills up shorter samples.
         padding_side: `"right"` for training, `"left"` for generation.
-        dtype: Dtype of the pixels.
+        dtype: Dtype of the pixels; `torch.uint8` leaves them as they are, for a tower that normalises them itself
+            (`dsocr.samples.vision_cache.tower.extend_tower`).
         with_grid: Whether the model takes `patches_grid` (v1 and Unlimited-OCR do).
 
     Returns:
         `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
         tiles, also `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per image)
-        and `patches_grid` (a list of `[columns, rows]`). Samples with features have features instead of pixels:
-        `[batch, queries, width]` and `[sum of tiles, queries, width]`.
+        and `patches_grid` (a list of `[columns, rows]`). In 8 bit, the pixels are `[views, side, side, 3]`. Samples with
+        features have features instead of pixels: `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_token_id)

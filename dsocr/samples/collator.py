@@ -26,7 +26,8 @@ class OcrCollator:
 
     Attributes:
         processor: Tokenizer, geometry and prompt.
-        dtype: Dtype of the pixels; use the model's.
+        dtype: Dtype of the pixels: the model's, or `torch.uint8` to leave it to the model's tower to normalise them (see
+            `dsocr.samples.vision_cache.tower.extend_tower`).
         max_length: Longest accepted sequence in tokens; `None` accepts any.
         for_generation: Leave out the answer and pad on the left.
         augment: Vary the images (for training only).

@@ -125,10 +125,11 @@ class ImageGeometry:
         grid, n_tokens = self.choose_grid(*image.size), self.count_tokens(*image.size)
         if self.layout == "wrap":
             image = wrap_line(image, PAD_COLOUR)
+        image, padding = (image.getchannel(0), PAD_COLOUR[0]) if _is_grey(image) else (image, PAD_COLOUR)
         base = (self.base_size, self.base_size)
         if self.keep_aspect or self.layout != "original":
             _refuse_vanishing(image.size, self.base_size)
-            global_view = ImageOps.pad(image, base, color=PAD_COLOUR)
+            global_view = ImageOps.pad(image, base, color=padding)
         else:
             global_view = image.resize(base)
         tiles = []
@@ -137,13 +138,25 @@ class ImageGeometry:
             size = self.tile_size
             whole = (columns * size, rows * size)
             squeezed = self.layout == "original"
-            mosaic = np.asarray(image.resize(whole) if squeezed else ImageOps.pad(image, whole, color=PAD_COLOUR))
+            mosaic = _to_rgb(image.resize(whole) if squeezed else ImageOps.pad(image, whole, color=padding))
             tiles = [
                 mosaic[row * size : (row + 1) * size, column * size : (column + 1) * size]
                 for row in range(rows)
                 for column in range(columns)
             ]
-        return ImageViews(np.asarray(global_view), tiles, grid, n_tokens)
+        return ImageViews(_to_rgb(global_view), tiles, grid, n_tokens)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether the three bands of an RGB image are alike: one is resized then, in a third of the time, to the same pixels."""
+    pixels = np.asarray(image)
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels `[height, width, 3]`; of one band a view that repeats it, without a copy."""
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
 
 
 @dataclass(frozen=True)

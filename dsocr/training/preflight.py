@@ -83,6 +83,11 @@ def count_features(model: nn.Module, batch: dict[str, Any]) -> int:
     return sum(feature.shape[0] for feature in features)
 
 
+def _blank(pixels: torch.Tensor) -> torch.Tensor:
+    """Grey pixels, or features of nothing."""
+    return torch.full_like(pixels, 127 if pixels.dtype == torch.uint8 else 0)
+
+
 def run_preflight(
     model: nn.Module,
     processor: OcrProcessor,
@@ -128,7 +133,7 @@ def run_preflight(
         without_gradient = [name for name, parameter in trainable.items() if parameter.grad is None]
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            grey = {k: torch.zeros_like(v) if k.startswith("pixel_values") else v for k, v in batch.items()}
+            grey = {k: _blank(v) if k.startswith("pixel_values") else v for k, v in batch.items()}
             # Both with the same dropout, on every device.
             with torch.random.fork_rng(devices=devices):
                 loss_seen = float(compute_loss(dict(batch)))

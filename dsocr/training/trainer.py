@@ -23,7 +23,7 @@ from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.building import build_feature_cache
 from dsocr.samples.vision_cache.cache import FeatureCache
 from dsocr.samples.vision_cache.options import CacheOptions
-from dsocr.samples.vision_cache.tower import find_tower, is_frozen
+from dsocr.samples.vision_cache.tower import extend_tower, find_tower, is_frozen
 from dsocr.training.callbacks import (
     EpochCallback,
     FirstStepsCallback,
@@ -83,6 +83,7 @@ class OcrTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        extend_tower(self.model)
         self._head = CompactHead(bare_model(self.model))
         self._meter = ThroughputMeter(self.processing_class.image_token_id)
         self.reading = reading

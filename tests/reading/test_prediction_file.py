@@ -33,7 +33,7 @@ def test_a_line_that_was_cut_off_is_read_again(tmp_path):
 def test_a_file_without_a_whole_line_begins_anew(tmp_path, start):
     path = tmp_path / "p.jsonl"
     path.write_text(start)
-    PredictionFile(path, {"model": "a"}).add(0, prediction="x")
+    PredictionFile(path, {"model": "a"}).add(0, reference="y", prediction="x")
     assert PredictionFile(path, {"model": "a"}).missing(range(2)) == [1]
     assert len(path.read_text().splitlines()) == 2
 

@@ -28,7 +28,7 @@ DEFECTS = {
     "no scheduler.pt": lambda path: (path / "scheduler.pt").write_bytes(b""),
     "no rng_state": lambda path: (path / "rng_state.pth").unlink(),
     "damaged trainer_state.json": lambda path: (path / "trainer_state.json").write_text('{"a": '),
-    "trainer_state.json without global_step": lambda path: (path / "trainer_state.json").write_text("[]"),
+    "trainer_state.json without global_step": lambda path: (path / "trainer_state.json").write_text("{}"),
     "damaged optimizer.pt": lambda path: truncate(path / "optimizer.pt"),
     "damaged scheduler.pt": lambda path: truncate(path / "scheduler.pt"),
     "damaged rng_state.pth": lambda path: truncate(path / "rng_state.pth"),

@@ -110,6 +110,17 @@ def test_the_released_shapes_have_the_released_sizes():
 
 
 @pytest.mark.slow
+def test_other_types_than_bf16_are_planned_too():
+    """A T4 has no bf16, and fake tensors have no other grouped product."""
+    half, single, brain = (
+        plan_run(None, MemorySettings(dtype, target_modules=LANGUAGE_MODEL_TARGETS), with_savings=False).plan
+        for dtype in (torch.float16, torch.float32, torch.bfloat16)
+    )
+    assert half == brain
+    assert single.weights_bytes == pytest.approx(2 * brain.weights_bytes, rel=0.01)
+    assert single.language_bytes == 2 * brain.language_bytes
+
+
 def test_what_costs_memory_costs_memory():
     config = build_tiny_model("v1")[0].config
     base = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, eval_batch_size=1)

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from dsocr.common.machine import process_rank
 from dsocr.data.image_files import measure_image_size, open_image
-from dsocr.samples.batch import normalize_pixels
+from dsocr.samples.batch import stack_views
 from dsocr.samples.geometry import ImageFeatures, ImageGeometry, ImageViews
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.cache import FeatureCache, KnownFile, hash_bytes
 from dsocr.samples.vision_cache.options import CacheOptions, open_store
 from dsocr.samples.vision_cache.store import DiskStore, MemoryStore
-from dsocr.samples.vision_cache.tower import accept_features, feature_width, find_tower, tower_fingerprint
+from dsocr.samples.vision_cache.tower import extend_tower, feature_width, find_tower, tower_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -105,14 +105,15 @@ def compute_features(
     Returns:
         Features on the CPU.
     """
+    extend_tower(model)
     tower = find_tower(model)
-    device, compute_dtype = next(tower.parameters()).device, model.dtype
+    device = next(tower.parameters()).device
     training = tower.training
     tower.eval()
 
     def run(images: list) -> torch.Tensor:
         with context():
-            found = tower(normalize_pixels(images, compute_dtype).to(device)).last_hidden_state
+            found = tower(stack_views(images).to(device)).last_hidden_state
         return found.to("cpu", dtype)
 
     try:
@@ -231,5 +232,5 @@ def build_feature_cache(
     if _first_problem(problem) is not None or store is None:
         return None
     store.scan()
-    accept_features(model)
+    extend_tower(model)
     return FeatureCache(store, inventory.known)

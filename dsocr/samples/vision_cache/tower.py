@@ -1,7 +1,8 @@
-"""A vision tower that also accepts precomputed features.
+"""A vision tower that also accepts precomputed features, and pixels as they are in the image.
 
 The cache sits between tower and projector, so it also serves a trained projector. The native model stays unchanged: it
-gets features in place of pixels, and the tower passes them on.
+gets features in place of pixels, and the tower passes them on. Pixels of 8 bit are normalised here, on the tower's device:
+that saves the collator's time, and half of the bytes that are moved.
 """
 
 import hashlib
@@ -13,12 +14,16 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from dsocr.models.freezing import bare_model
+from dsocr.samples.batch import normalize_pixels
 
 
-def _forward(compute, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    # Pixels are [views, 3, side, side]; features are [views, queries, width].
+def _forward(tower, compute, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    # Pixels are [views, 3, side, side], or [views, side, side, 3] in 8 bit; features are [views, queries, width].
     if pixel_values.ndim == 3:
         return BaseModelOutput(last_hidden_state=pixel_values)
+    if pixel_values.dtype == torch.uint8:
+        dtype = next(parameter.dtype for parameter in tower.parameters() if parameter.is_floating_point())
+        pixel_values = normalize_pixels(pixel_values, dtype)
     return compute(pixel_values, *args, **kwargs)
 
 
@@ -27,11 +32,14 @@ def find_tower(model: nn.Module) -> nn.Module:
     return bare_model(model).model.vision_tower
 
 
-def accept_features(model: nn.Module) -> None:
-    """Let the tower take features `[views, queries, width]` in place of pixels; a second call changes nothing."""
+def extend_tower(model: nn.Module) -> None:
+    """Let the tower also take features `[views, queries, width]`, and 8-bit pixels `[views, side, side, 3]` in 0..255.
+
+    A second call changes nothing.
+    """
     tower = find_tower(model)
     if not isinstance(tower.forward, partial):
-        tower.forward = partial(_forward, tower.forward)
+        tower.forward = partial(_forward, tower, tower.forward)
 
 
 def is_frozen(model: nn.Module) -> bool:

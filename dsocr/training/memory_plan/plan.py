@@ -6,7 +6,7 @@ weights need no formulas of their own.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -237,6 +237,9 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained.values())
     adapter = 0 if settings.target_modules is None else gradients
     optimizer = _optimizer_bytes(list(trained.values()), settings.optim)
+    # Fake tensors know the experts' grouped product in bfloat16 alone. What float32 doubles is most of a phase, so twice a
+    # phase is a little too much.
+    factor, settings = settings.dtype.itemsize // 2, replace(settings, dtype=torch.bfloat16)
     # A frozen vision side keeps nothing for a backward pass, however deep it is.
     if any("vision_tower" in name for name in trained) or count_sparse(config) <= SHALLOW + 1:
         phases = _measure_phases(config, geometry, settings)
@@ -245,6 +248,7 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
         deeper = _measure_phases(make_shallow(config, SHALLOW + 1), geometry, settings, with_vision=False)
         for name, size in deeper.items():
             phases[name] += (count_sparse(config) - SHALLOW) * (size - phases[name])
+    phases = {name: factor * size for name, size in phases.items()}
     phases["evaluation_bytes"] = max(phases.pop(_READ_VISION), phases.pop(_READ_LANGUAGE))
     # foreach optimizers hold a copy or two of the gradients during the update.
     phases["update_bytes"] = gradients
