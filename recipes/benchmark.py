@@ -20,6 +20,7 @@ from dsocr.common.errors import explained
 from dsocr.common.logs import Stages, setup_logging
 from dsocr.common.machine import describe_machine, prepare_process
 from dsocr.lab.arguments import BenchmarkArguments
+from dsocr.lab.cutting_speed import measure_cutting
 from dsocr.lab.flops import measure_matrix_rate
 from dsocr.lab.parts import measure_data, measure_loading, measure_reading
 from dsocr.lab.random_models import build_random_model, sized_config, sized_processor, write_random_checkpoint
@@ -71,7 +72,7 @@ def main(arguments: BenchmarkArguments) -> None:
         gc.collect()
 
     ################
-    # Reading and loading
+    # Reading, loading, cutting
     ################
     if "reading" in arguments.parts:
         with stage("reading"):
@@ -83,6 +84,10 @@ def main(arguments: BenchmarkArguments) -> None:
         with stage("loading"):
             folder = Path(arguments.output_dir) / f"{arguments.version}_{arguments.size}"
             result["loading"] = measure_loading(write_random_checkpoint(config, options.dtype, folder))
+
+    if "cutting" in arguments.parts:
+        with stage("cutting"):
+            result["cutting"] = measure_cutting(arguments.repeats)
 
     ################
     # Results

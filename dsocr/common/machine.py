@@ -48,8 +48,8 @@ def prepare_process() -> None:
 def _keep_image_memory() -> None:
     """Let Pillow keep the memory of freed images for the next ones.
 
-    Fresh pages cost a third of the time of cutting a line into tiles: 49 instead of 80 ms for 1600 x 200 pixels on one
-    core. DataLoader workers read the variable when they import Pillow.
+    Fresh pages are a good part of the time of cutting a line into tiles (`recipes/benchmark.py --parts cutting`). DataLoader
+    workers read the variable when they import Pillow.
     """
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_IMAGE_BLOCKS))
     from PIL import Image

@@ -27,8 +27,11 @@ class OcrSample:
 
 
 def normalize_pixels(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert uint8 views `[views, side, side, 3]` in 0..255 to `[views, 3, side, side]` in -1..1 (mean = std = 0.5)."""
-    pixels = torch.empty(views.shape[0], views.shape[3], *views.shape[1:3], dtype=dtype, device=views.device)
+    """Convert uint8 views `[views, side, side, 3]` in 0..255 to `[views, 3, side, side]` in -1..1 (mean = std = 0.5).
+
+    Views of one band, `[views, side, side, 1]`, are grey: all three planes are alike.
+    """
+    pixels = torch.empty(views.shape[0], 3, *views.shape[1:3], dtype=dtype, device=views.device)
     for target, view in zip(pixels, views, strict=True):
         # View by view, planes first: only one fp32 copy at a time, and half the time of converting all at once.
         target.copy_(view.permute(2, 0, 1).contiguous().to(torch.float32).div_(255).sub_(0.5).div_(0.5))
@@ -36,7 +39,10 @@ def normalize_pixels(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def stack_views(views: list[np.ndarray]) -> torch.Tensor:
-    """Views `[side, side, 3]` as one tensor `[views, side, side, 3]`, uint8 in 0..255."""
+    """Views `[side, side, 3]` as one tensor `[views, side, side, 3]`, uint8 in 0..255; `[views, side, side, 1]` when the
+    geometry cut all of them from one band."""
+    if all(view.strides[-1] == 0 for view in views):
+        views = [view[..., :1] for view in views]
     return torch.from_numpy(np.stack(views))
 
 
@@ -68,7 +74,7 @@ def collate_samples(
     Returns:
         `input_ids`, `attention_mask` `[batch, length]`; `pixel_values` `[batch, 3, base, base]`; if any image has
         tiles, also `pixel_values_local` `[sum of tiles, 3, tile, tile]`, `num_local_patches` (a list, tiles per image)
-        and `patches_grid` (a list of `[columns, rows]`). In 8 bit, the pixels are `[views, side, side, 3]`. Samples with
+        and `patches_grid` (a list of `[columns, rows]`). In 8 bit, the pixels are `[views, side, side, 3]`, or of one band. Samples with
         features have features instead of pixels: `[batch, queries, width]` and `[sum of tiles, queries, width]`.
     """
     length = max(len(sample.input_ids) for sample in samples)

@@ -130,13 +130,26 @@ def test_the_recipe(tmp_path, monkeypatch, capsys):
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "speed.md").write_text("a\n<!-- speed table -->\nold\n<!-- end of speed table -->\nb\n")
-    run("--repeats", 1, "--parts", "training", "reading", "loading", "--output_dir", tmp_path / "out", "--docs", docs)
+    run(
+        "--repeats",
+        1,
+        "--parts",
+        "training",
+        "reading",
+        "loading",
+        "cutting",
+        "--output_dir",
+        tmp_path / "out",
+        "--docs",
+        docs,
+    )
     shown = capsys.readouterr().out
     (result,) = json.loads((docs / f"speed_{'gpu' if torch.cuda.is_available() else 'cpu'}.json").read_text())
     assert set(result["training"]) == {PLAIN, *LEVERS, ALL}
     assert result["reading"]["features"] > 0 and result["loading"]["ratio"] > 0 and result["data"]["rest_ms"] >= 0
+    assert all(line["ratio"] > 0 for line in result["cutting"].values())
     text = (docs / "speed.md").read_text()
-    for words in ("all together", "Reading by generation", "Loading:", "ms to decode"):
+    for words in ("all together", "Reading by generation", "Loading:", "ms to decode", "a grey line"):
         assert words in shown and words in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("b\n")
 

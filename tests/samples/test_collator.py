@@ -7,11 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.samples.collator import IGNORED, OcrCollator
+from dsocr.samples.vision_cache.tower import extend_tower
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -61,6 +62,22 @@ def test_pixels_are_in_the_models_type_and_range(tiny_v1, rows):
         batch = OcrCollator(tiny_v1[1], dtype=dtype)(rows[:3])
         assert batch["pixel_values"].dtype == batch["pixel_values_local"].dtype == dtype
         assert batch["pixel_values"].min() >= -1 and batch["pixel_values"].max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_of_8_bit_give_the_same_loss(tiny, rows, dtype):
+    model, processor = tiny[0].to(dtype), tiny[1]
+    grey = [{**row, "image": row["image"].convert("L").convert("RGB")} for row in rows[:4]]
+    coloured = [{**row, "image": ImageOps.colorize(row["image"].convert("L"), "navy", "beige")} for row in rows[:4]]
+    for batch in (coloured, grey, [coloured[0], grey[1], grey[2]]):
+        plain = OcrCollator(processor, dtype=dtype)(batch)
+        small = OcrCollator(processor, dtype=torch.uint8)(batch)
+        assert small["pixel_values"].dtype == small["pixel_values_local"].dtype == torch.uint8
+        assert small["pixel_values"].shape[-1] == (1 if batch is grey else 3)
+        with torch.no_grad():
+            expected = model(**plain).loss
+            extend_tower(model)
+            assert torch.equal(model(**small).loss, expected)
 
 
 def test_an_overlong_sample_is_refused_with_its_name_and_both_lengths(tiny_v1, line_folder):

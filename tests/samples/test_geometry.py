@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from helpers.paths import REPOSITORY
 from PIL import Image, ImageOps
 
-from dsocr.samples.geometry import MODES, PAD_COLOUR, image_geometry
+from dsocr.samples import geometry
+from dsocr.samples.batch import normalize_pixels, stack_views
+from dsocr.samples.geometry import LAYOUTS, MODES, PAD_COLOUR, image_geometry
 
 
 # Size -> grid, tokens; known from runs of the original code.
@@ -84,6 +87,29 @@ def test_views_are_upstreams_to_the_pixel(scratch_image, version, size):
                 left, top = (i % columns) * tile, (i // columns) * tile
                 assert np.array_equal(seen, np.asarray(resized.crop((left, top, left + tile, top + tile))))
         assert len(views.tiles) == (0 if views.grid == (1, 1) else columns * rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("version", "mode"), [("v1", "gundam"), ("v1", "small"), ("v2", "gundam")])
+def test_a_grey_image_is_cut_in_one_band_to_the_same_pixels(monkeypatch, version, mode, layout):
+    rng = np.random.default_rng(3)
+    views = image_geometry(version, mode, layout=layout)
+    for size in ((1600, 200), (333, 1201), (640, 640), (90, 20)):
+        image = Image.fromarray(rng.integers(0, 256, size[::-1], dtype=np.uint8)).convert("RGB")
+        cut = views.cut(image)
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry, "_is_grey", lambda image: False)
+            plain = views.cut(image)
+        assert cut.global_view.strides[-1] == 0 and plain.global_view.strides[-1] == 1
+        for one, other in zip([cut.global_view, *cut.tiles], [plain.global_view, *plain.tiles], strict=True):
+            assert np.array_equal(one, other)
+        assert torch.equal(
+            normalize_pixels(stack_views([cut.global_view]), torch.float32),
+            normalize_pixels(stack_views([plain.global_view]), torch.float32),
+        )
+    # One pixel of colour is enough.
+    image.putpixel((5, 5), (1, 2, 3))
+    assert views.cut(image).global_view.strides[-1] == 1
 
 
 def test_the_pasted_view_is_rounded_not_floored():

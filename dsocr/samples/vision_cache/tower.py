@@ -33,7 +33,8 @@ def find_tower(model: nn.Module) -> nn.Module:
 
 
 def extend_tower(model: nn.Module) -> None:
-    """Let the tower also take features `[views, queries, width]`, and 8-bit pixels `[views, side, side, 3]` in 0..255.
+    """Let the tower also take features `[views, queries, width]`, and 8-bit pixels `[views, side, side, 3 or 1]` in
+    0..255.
 
     A second call changes nothing.
     """
