@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from dsocr.data.image_files import measure_image_size
+from dsocr.models.precision import training_precision
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.cache import FeatureCache
@@ -144,7 +145,7 @@ def read_lines(
         for indices, batch in zip(batches, prepared, strict=True):
             batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
             recorder = _ConfidenceRecorder()
-            with _generation_mode(model):
+            with _generation_mode(model), training_precision(model):
                 found = model.generate(
                     **batch, generation_config=config, logits_processor=LogitsProcessorList([*guards, recorder])
                 )

@@ -12,7 +12,15 @@ from PIL import Image, ImageDraw
 from dsocr.common.files import load_json
 from dsocr.lab.base.chunks import LineSources, build_chunk
 from dsocr.lab.base.column_reader import SYMBOLS_PER_COLUMN, ColumnReader, _misspell, joint_losses
-from dsocr.lab.base.curriculum import FIRST_PATIENCE, MOST_HANDS, MOST_LETTERS, PATIENCE, Curriculum, advance
+from dsocr.lab.base.curriculum import (
+    FIRST_PATIENCE,
+    MOST_HANDS,
+    MOST_LETTERS,
+    PATIENCE,
+    READ_HANDS,
+    Curriculum,
+    advance,
+)
 from dsocr.lab.base.hands import find_hands, hand_languages, load_held_out
 from dsocr.lab.base.real_lines import RealLines, load_real_lines
 from dsocr.lab.base.run import BaseArguments, Schedule, find_state
@@ -147,12 +155,14 @@ def test_the_curriculum_grows_with_what_is_read():
     assert advance(long, {"reader_print": 0.5}, 0.9, None).hand > 0
     # More than half are hands only when the decoder writes print.
     half = Curriculum(letters=MOST_LETTERS, hand=0.5)
-    assert advance(half, {"language_print": 0.7}, 0.9, None).hand == 0.5
+    assert advance(half, {"language_print": 1.0}, 0.9, None).hand == 0.5
     assert advance(half, {"language_print": 0.5}, 0.9, None).hand > 0.5
     ready = Curriculum(letters=MOST_LETTERS, hand=MOST_HANDS)
-    assert advance(ready, {"reader_print": 0.1}, 0.3, 0.25).real == 0
-    mixed = advance(ready, {"reader_print": 0.1}, 0.3, 0.15)
-    assert mixed.real > 0 and advance(mixed, {"reader_print": 0.1}, 0.3, 0.25).real > mixed.real
+    assert advance(ready, {"reader_print": 0.1}, 0.3, READ_HANDS + 0.01).real == 0
+    assert advance(Curriculum(letters=MOST_LETTERS, hand=0.3), {"reader_print": 0.1}, 0.3, 0.1).real == 0
+    mixed = advance(ready, {"reader_print": 0.1}, 0.3, READ_HANDS - 0.01)
+    # Once they are in, they stay.
+    assert mixed.real > 0 and advance(mixed, {"reader_print": 0.1}, 0.3, 0.9).real > mixed.real
 
 
 def test_the_reader_gives_four_letters_a_column():
