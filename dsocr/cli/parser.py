@@ -62,6 +62,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self, kinds: Sequence[type], description: str | None = None):
         super().__init__(kinds, description=description, formatter_class=RawDescriptionHelpFormatter)
+        self._configured: set[str] = set()
         self.add_argument("--config", metavar="FILE", help="YAML file of flags without dashes; the command line wins.")
 
     @staticmethod
@@ -79,7 +80,9 @@ class RecipeParser(TrlParser):
         try:
             config = self._find_config(argv)
             if config is not None:
-                self.set_defaults_with_config(**self.load_config(config))
+                content = self.load_config(config)
+                self._configured = set(content)
+                self.set_defaults_with_config(**content)
             parsed = self.parse_args_into_dataclasses(args=list(argv))
             self._check_positional(parsed)
             for item in filter(dataclasses.is_dataclass, parsed):
@@ -88,6 +91,10 @@ class RecipeParser(TrlParser):
             self.error(str(error))
         # Drop argparse's own namespace, the last item: it holds only --config.
         return tuple(item for item in parsed if dataclasses.is_dataclass(item))
+
+    def names(self, dest: str, argv: Sequence[str]) -> bool:
+        """Whether a flag stands on a command line, or in the config file that `parse` took."""
+        return dest in self._configured or any(word.split("=")[0] == f"--{dest}" for word in argv)
 
     def _find_config(self, argv: Sequence[str]) -> str | None:
         # Use a separate parser: this one would refuse a missing required flag, although the config file may give it.

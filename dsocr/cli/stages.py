@@ -26,7 +26,7 @@ from dsocr.samples.lengths import SampleMeter
 from dsocr.samples.processor import OcrProcessor
 from dsocr.samples.vision_cache.cache import FeatureCache
 from dsocr.samples.vision_cache.options import choose_cached
-from dsocr.training.memory_plan.plan_report import check_gpu
+from dsocr.training.memory_plan.plan_report import check_gpu, refuse_large_model
 from dsocr.training.trainer import OcrTrainer
 
 
@@ -57,7 +57,10 @@ def check_card(args: ParsedArguments, name: str) -> None:
 
     Raises:
         NotEnoughMemoryError: when the run does not fit; the message shows the plan.
+        ValueError: when there is no GPU for a model of a released size, and the CPU was not asked for.
     """
+    if args.training.use_cpu and not args.cpu_is_named:
+        refuse_large_model(name, args.model.model_revision)
     on_gpu = not args.training.use_cpu and torch.cuda.is_available()
     card_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
     choose_batch(args, name, card_bytes)

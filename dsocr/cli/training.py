@@ -94,11 +94,13 @@ class ParsedArguments(NamedTuple):
         script: TRL's script arguments and this project's own.
         training: TRL's and Trainer's arguments.
         model: Model, LoRA and quantisation.
+        cpu_is_named: Whether `--use_cpu` stands on the command line or in the config file.
     """
 
     script: OcrScriptArguments
     training: SFTConfig
     model: ModelConfig
+    cpu_is_named: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -148,6 +150,8 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         # Grouping reduced the padding of handwritten lines with tiles from 16 % to 3 % (batch 8, image mode gundam).
         "train_sampling_strategy": "group_by_length",
         "logging_nan_inf_filter": False,
+        # Every trained parameter gets a gradient in every step; looking for others costs a walk over the graph.
+        "ddp_find_unused_parameters": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "save_total_limit": 2,
@@ -281,9 +285,10 @@ def parse_arguments(
             parser.set_defaults_with_config(**parser.load_config(str(demo_config)))
             if qlora:
                 parser.set_defaults(output_dir="outputs/demo_qlora")
-    args = ParsedArguments(*parser.parse(argv))
+    script, training, model = parser.parse(argv)
+    args = ParsedArguments(script, training, model, parser.names("use_cpu", argv))
     try:
-        _check(*args)
+        _check(script, training, model)
     except ValueError as error:
         parser.error(str(error))
     if args.training.load_best_model_at_end and args.training.metric_for_best_model in ("cer", "eval_cer"):

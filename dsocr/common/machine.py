@@ -112,15 +112,16 @@ def find_unused_gpu() -> str | None:
     if torch.version.cuda:
         reason = (
             f"the driver is too old or broken for torch {torch.__version__} with CUDA {torch.version.cuda}, so training "
-            "runs on the CPU. Update the driver, or install a torch build for an older CUDA"
+            "runs on the CPU. Update the driver, or install a torch build for an older CUDA (pytorch.org/get-started)"
         )
     else:
         reason = (
-            f"torch {torch.__version__} is a CPU build, so training runs on the CPU. Uninstall torch and install a CUDA "
-            "build"
+            f"torch {torch.__version__} is a CPU build, so training runs on the CPU. Replace it: pip install "
+            f"--force-reinstall torch=={torch.__version__.split('+')[0]} --index-url ADDRESS, with the address that "
+            "pytorch.org/get-started names for CUDA (12.8 or newer for RTX 50 cards)"
         )
     card = cards[0].split(" (UUID")[0]
-    return f"this machine has {card}, but {reason}: see pytorch.org/get-started for your system's command."
+    return f"this machine has {card}, but {reason}."
 
 
 def warn_about_unused_gpu() -> bool:

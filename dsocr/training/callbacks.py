@@ -58,7 +58,12 @@ def format_step(logs: dict[str, float]) -> str:
 
 
 class FirstStepsCallback(TrainerCallback):
-    """Log the first steps one by one: most broken runs show there."""
+    """Log the first steps one by one, most broken runs show there; and count the peak memory from the first step on."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            # Loading, the cache and the first reading may have needed more than training does.
+            torch.cuda.reset_peak_memory_stats()
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step <= FIRST_STEPS:

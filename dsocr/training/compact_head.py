@@ -3,16 +3,51 @@
 With Triton, TRL 1.16's fused head scores only the labelled positions. Without it the head scores all of them, prompt,
 image tokens and padding included, and throws most away (`trl.trainer.utils.add_fused_lm_head`, "every position is
 scored instead"). This module gathers the backbone's output before the head, and passes already shifted labels, which
-the head takes as `shift_labels`. On Triton devices nothing changes.
+the head takes as `shift_labels`. On Triton devices nothing changes, unless Triton does not work there.
 """
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
-from trl.trainer.utils import _use_triton
+from trl.kernels import chunked_logprob
 
 from dsocr.samples.collator import IGNORED
+
+
+logger = logging.getLogger(__name__)
+
+
+def try_triton(device: torch.device) -> bool:
+    """Try TRL's fused head on the device, and switch its Triton kernels off, with a warning, when they do not work.
+
+    Triton compiles its kernels at their first call, with a C compiler and Python's headers, which many machines lack: the
+    run would end at its first step.
+
+    Returns:
+        Whether TRL's head will use Triton.
+    """
+    if not chunked_logprob._use_triton(device):
+        return False
+    try:
+        rows = torch.zeros(4, 16, device=device, dtype=torch.float32, requires_grad=True)
+        labels = torch.zeros(4, device=device, dtype=torch.long)
+        found = chunked_logprob.ChunkedLogProbFunction.apply(
+            rows, torch.zeros(32, 16, device=device), None, labels, 1.0, 16, None, 1.0, ("log_probs",)
+        )
+        found[0].sum().backward()
+    # Whatever the compiler's absence looks like: CalledProcessError, FileNotFoundError, RuntimeError, ImportError.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        logger.warning(
+            "Triton does not work here (%s): the loss is computed without it. It needs a C compiler and Python's headers "
+            "(Debian, Ubuntu: apt install gcc python3-dev).",
+            reason,
+        )
+        chunked_logprob._TRITON_AVAILABLE = False
+        return False
+    return True
 
 
 class CompactHead:
@@ -30,7 +65,7 @@ class CompactHead:
     def compact(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Replace `labels` in the inputs of a training forward by `shift_labels` `[1, labelled]`."""
         labels = inputs.get("labels")
-        if labels is None or _use_triton(labels.device):
+        if labels is None or chunked_logprob._use_triton(labels.device):
             return inputs
         shifted = labels[:, 1:]
         mask = shifted != IGNORED

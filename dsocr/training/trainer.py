@@ -31,7 +31,7 @@ from dsocr.training.callbacks import (
     OcrProgressCallback,
     TowerOffDeviceCallback,
 )
-from dsocr.training.compact_head import CompactHead
+from dsocr.training.compact_head import CompactHead, try_triton
 from dsocr.training.preflight import PreflightReport, run_preflight
 from dsocr.training.resuming import TRAINING_ROWS, check_same_run
 from dsocr.training.throughput import ThroughputMeter
@@ -84,6 +84,7 @@ class OcrTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         extend_tower(self.model)
+        try_triton(self.args.device)
         self._head = CompactHead(bare_model(self.model))
         self._meter = ThroughputMeter(self.processing_class.image_token_id)
         self.reading = reading

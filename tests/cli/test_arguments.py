@@ -20,7 +20,7 @@ CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.yaml"))
 
 
 def test_defaults_are_right_for_ocr_and_need_no_gpu():
-    script, training, model = parse_arguments([])
+    script, training, model = parse_arguments([])[:3]
     assert model.use_peft and model.lora_r == 16 and model.lora_task_type == "CAUSAL_LM"
     assert model.lora_target_modules == LANGUAGE_MODEL_TARGETS
     assert training.max_length is None and training.remove_unused_columns is False
@@ -110,7 +110,7 @@ def test_a_missing_config_file_is_named(capsys):
 def test_the_command_line_overrides_the_config_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("learning_rate: 1e-3\nseed: 7\n", encoding="utf-8")
-    _, training, _ = parse_arguments([f"--config={path}", "--seed", "9"])
+    _, training, _ = parse_arguments([f"--config={path}", "--seed", "9"])[:3]
     assert (training.learning_rate, training.seed) == (1e-3, 9)
 
 
@@ -182,7 +182,7 @@ def test_flags_that_would_be_ignored_or_fail_later_are_refused(argv, words, caps
 
 
 def test_qlora_changes_defaults_and_nothing_else():
-    _script, training, model = parse_arguments([], qlora=True)
+    _script, training, model = parse_arguments([], qlora=True)[:3]
     assert (model.load_in_4bit, model.use_bnb_nested_quant, model.bnb_4bit_quant_type) == (True, True, "nf4")
     assert (training.activation_checkpointing, training.per_device_train_batch_size) == (True, 1)
     assert parse_arguments([])[2].load_in_4bit is False
@@ -230,3 +230,11 @@ def test_what_is_cached_and_where(tmp_path):
 def test_the_plan_counts_auto_as_the_released_checkpoints_dtype():
     assert memory_settings(parse_arguments(["--plan", "--dtype", "auto"])).dtype == torch.bfloat16
     assert memory_settings(parse_arguments(["--plan", "--dtype", "float16"])).dtype == torch.float16
+
+
+def test_whether_the_cpu_was_asked_for(tmp_path):
+    config = tmp_path / "cpu.yaml"
+    config.write_text("use_cpu: true\n")
+    assert not parse_arguments(["--dataset_name", "x"]).cpu_is_named
+    for argv in (["--use_cpu"], ["--use_cpu=true"], ["--config", str(config)]):
+        assert parse_arguments(argv).cpu_is_named

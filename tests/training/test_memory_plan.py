@@ -19,11 +19,12 @@ from dsocr.lab.random_models import StepOptions
 from dsocr.lab.tiny import PATCH_SIZE, SIZE_DIVISOR, build_tiny_model
 from dsocr.models.adapter_targets import LANGUAGE_MODEL_TARGETS
 from dsocr.models.config import RELEASED, released_config
+from dsocr.models.loading import TINY_BASE
 from dsocr.samples.geometry import image_geometry
 from dsocr.training.memory_plan import plan
 from dsocr.training.memory_plan.live_memory import LiveMemory
 from dsocr.training.memory_plan.plan import CARDS_GIB, largest_image, plan_memory
-from dsocr.training.memory_plan.plan_report import NotEnoughMemoryError, check_memory, plan_run
+from dsocr.training.memory_plan.plan_report import NotEnoughMemoryError, check_memory, plan_run, refuse_large_model
 from dsocr.training.memory_plan.settings import MemorySettings
 
 
@@ -202,3 +203,15 @@ def test_a_gpu_that_is_too_small_gets_the_plan_and_not_a_trace():
         check_memory(report, 4 * 2**30)
     message = explain(torch.OutOfMemoryError("CUDA out of memory"), lambda: "\n".join(report.describe()))
     assert message.startswith("out of memory. memory plan for deepseek-ai/DeepSeek-OCR")
+
+
+def test_a_released_size_is_not_trained_on_a_cpu_unasked(monkeypatch):
+    reason = "this machine has GPU 0: T4, but torch 2.13.0 is a CPU build."
+    monkeypatch.setattr("dsocr.training.memory_plan.plan_report.find_unused_gpu", lambda: reason)
+    for name in RELEASED:
+        with pytest.raises(
+            ValueError, match=r"3\.\d billion parameters, and this machine has GPU 0: T4.*--use_cpu true"
+        ):
+            refuse_large_model(name)
+    refuse_large_model(None)
+    refuse_large_model(str(TINY_BASE))

@@ -1,6 +1,7 @@
 """What makes training faster changes no number."""
 
 import copy
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from datasets import Dataset
 from helpers.training import build_trainer, line_dataset, loss_and_gradients
 from PIL import Image
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl.kernels import chunked_logprob
 
 from dsocr.cli.training import recipe_defaults
 from dsocr.data import load_ocr_dataset
@@ -18,6 +20,7 @@ from dsocr.models.sam_attention import split_global_attention
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.lengths import add_lengths
 from dsocr.samples.processor import OcrProcessor
+from dsocr.training.compact_head import try_triton
 
 
 @pytest.fixture
@@ -156,3 +159,22 @@ def test_padding_of_the_real_lines_is_what_the_readme_says(shared):
     for name, order in (("random", random_order), ("grouped", grouped)):
         shares[name] = padding_share([[lengths[i] for i in order[k : k + 8]] for k in range(0, len(order), 8)])
     assert shares["random"] == pytest.approx(0.16, abs=0.02) and shares["grouped"] == pytest.approx(0.03, abs=0.01)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_head_that_cannot_be_compiled_is_replaced_before_the_first_step(monkeypatch, caplog, works):
+    """Triton compiles at its first call; here it is said to be there, and its kernels are stand-ins."""
+    monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)
+    monkeypatch.setattr(chunked_logprob, "_use_triton", lambda device: chunked_logprob._TRITON_AVAILABLE)
+
+    class Head:
+        @staticmethod
+        def apply(rows, *others):
+            if not works:
+                raise subprocess.CalledProcessError(1, ["gcc", "main.c", "-o", "cuda_utils.so"])
+            return (rows.sum(1),)
+
+    monkeypatch.setattr(chunked_logprob, "ChunkedLogProbFunction", Head)
+    assert try_triton(torch.device("cpu")) is works
+    assert chunked_logprob._TRITON_AVAILABLE is works
+    assert ("Triton does not work here (CalledProcessError" in caplog.text) is not works

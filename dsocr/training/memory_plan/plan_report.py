@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
+from transformers.initialization import no_init_weights
 
 from dsocr.common.hub import load_json_of
+from dsocr.common.machine import find_unused_gpu
 from dsocr.common.run_files import PROCESSOR_NAME
 from dsocr.models.config import RELEASED, model_version, native_config, released_config
-from dsocr.models.loading import TINY_BASE, load_raw_config
+from dsocr.models.loading import TINY_BASE, find_model_class, load_raw_config
 from dsocr.samples.geometry import PATCH_SIZE, ImageGeometry, image_geometry
 from dsocr.samples.processor import DEFAULT_MODE
 from dsocr.training.memory_plan.plan import CARDS_GIB, RESERVED_BYTES, MemoryPlan, plan_memory
@@ -21,6 +23,8 @@ from dsocr.training.memory_plan.settings import MemorySettings, cheaper_settings
 logger = logging.getLogger(__name__)
 
 _SMALLER_MODES = {"gundam": "base", "large": "base", "base": "small", "small": "tiny"}
+# Parameters from which a model is not trained on a CPU unless asked for.
+LARGE_MODEL = 1e9
 # A plan may be wrong by this factor, so a run is refused only if it exceeds a card's memory by more.
 TOLERANCE = 1.15
 
@@ -153,6 +157,27 @@ def check_memory(report: PlanReport, card_bytes: int) -> None:
     if report.plan.peak_bytes > TOLERANCE * card_bytes:
         advice = "\n".join(report.describe())
         raise NotEnoughMemoryError(f"this GPU has {card_bytes / 1e9:.1f} GB, which is not enough.\n{advice}")
+
+
+def refuse_large_model(name: str, revision: str | None = None) -> None:
+    """Refuse a model of a released size on a machine whose GPU, if there is one, torch cannot use.
+
+    Args:
+        name: See `plan_run`.
+        revision: See `plan_run`.
+
+    Raises:
+        ValueError: for a model of more than a billion parameters.
+    """
+    config, _, _ = _resolve(name, revision, None)
+    with torch.device("meta"), no_init_weights():
+        parameters = sum(p.numel() for p in find_model_class(config.model_type)(config).parameters())
+    if parameters > LARGE_MODEL:
+        reason = find_unused_gpu() or "torch finds no GPU on this machine."
+        raise ValueError(
+            f"{name} has {parameters / 1e9:.1f} billion parameters, and {reason} On a CPU a step takes minutes; pass "
+            "--use_cpu true to train there nevertheless."
+        )
 
 
 def check_gpu(
