@@ -27,6 +27,11 @@ def test_the_path_is_the_best_of_all_paths(target):
     assert sum(scores[i, 0, symbol].item() for i, symbol in enumerate(best)) <= summed
 
 
+def test_a_line_of_more_than_sixty_letters():
+    scores = np.log(np.full((90, 1, 5), 0.2))
+    assert align_letters(scores, [[1, 2] * 40], 0)[0].tolist() == sorted(align_letters(scores, [[1, 2] * 40], 0)[0])
+
+
 def test_lines_of_several_lengths_and_one_without_room():
     scores = np.log(np.full((4, 3, 5), 0.2))
     long, short, none = align_letters(scores, [[1, 2, 3, 4], [3], [1, 1, 1]], 0)

@@ -55,7 +55,7 @@ def align_letters(log_probabilities: np.ndarray, targets: list[list[int]], blank
             for output in range(outputs - 1, -1, -1):
                 if state % 2:
                     firsts[state // 2] = output
-                state -= steps[output, line, state]
+                state -= int(steps[output, line, state])
         paths.append(firsts)
     return paths
 
