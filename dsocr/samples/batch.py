@@ -46,11 +46,14 @@ def stack_views(views: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(views))
 
 
-def _stack(views: list[np.ndarray] | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    if isinstance(views[0], torch.Tensor):
-        stacked = torch.stack(views)
-        return stacked if dtype == torch.uint8 else stacked.to(dtype)
+def _stack(views: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
     return stack_views(views) if dtype == torch.uint8 else normalize_pixels(stack_views(views), dtype)
+
+
+def _join(features: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Features `[views, queries, width]` of several images as one tensor; those of a single image without a copy."""
+    joined = features[0] if len(features) == 1 else torch.cat(features)
+    return joined if dtype == torch.uint8 else joined.to(dtype)
 
 
 def collate_samples(
@@ -86,10 +89,16 @@ def collate_samples(
         input_ids[row, start:stop] = torch.tensor(sample.input_ids)
         attention_mask[row, start:stop] = 1
     batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    batch["pixel_values"] = _stack([sample.views.global_view for sample in samples], dtype)
-    tiles = [tile for sample in samples for tile in sample.views.tiles]
-    if tiles:
-        batch["pixel_values_local"] = _stack(tiles, dtype)
+    tiled = [sample.views for sample in samples if len(sample.views.tiles)]
+    if isinstance(samples[0].views, ImageFeatures):
+        batch["pixel_values"] = _join([sample.views.global_view[None] for sample in samples], dtype)
+    else:
+        batch["pixel_values"] = _stack([sample.views.global_view for sample in samples], dtype)
+    if tiled:
+        if isinstance(tiled[0], ImageFeatures):
+            batch["pixel_values_local"] = _join([views.tiles for views in tiled], dtype)
+        else:
+            batch["pixel_values_local"] = _stack([tile for views in tiled for tile in views.tiles], dtype)
         batch["num_local_patches"] = [len(sample.views.tiles) for sample in samples]
         if with_grid:
             batch["patches_grid"] = [list(sample.views.grid) for sample in samples]

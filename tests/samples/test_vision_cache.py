@@ -216,6 +216,16 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path, dataset, caplog):
     assert not stale.exists() and fresh.exists()
 
 
+def test_the_features_of_a_single_image_are_not_copied(tmp_path, dataset):
+    model = build_tiny_model("v1")
+    features = build(model, dataset, CacheOptions())
+    collate = OcrCollator(model[1], torch.uint8, features=features)
+    row = next(row for row in dataset if len(features.find(row["image"]).tiles))
+    held, batch = features.find(row["image"]), collate([row])
+    assert batch["pixel_values"].data_ptr() == held.global_view.data_ptr()
+    assert batch["pixel_values_local"].data_ptr() == held.tiles.data_ptr()
+
+
 def test_flipped_bits_and_foreign_files_are_noticed(tmp_path, dataset, caplog):
     model = build_tiny_model("v1")
     folder = build(model, dataset, disk(tmp_path)).store.folder
