@@ -11,6 +11,7 @@ from dsocr.common.run_files import VISION_CACHE_FOLDER
 from dsocr.data.training_sets import DataOptions
 from dsocr.models.loading import planned_dtype
 from dsocr.reading.generation import ReadingOptions
+from dsocr.reading.replay import ReplayOptions
 from dsocr.samples.vision_cache.options import CacheOptions
 from dsocr.training.memory_plan.plan_report import PlanReport, plan_run
 from dsocr.training.memory_plan.settings import MemorySettings
@@ -29,6 +30,17 @@ def data_options(args: ParsedArguments) -> DataOptions:
         max_train_samples=args.script.max_train_samples,
         max_eval_samples=args.script.max_eval_samples,
         extra=args.script.extra_eval_datasets,
+        seed=args.training.seed,
+    )
+
+
+def replay_options(args: ParsedArguments) -> ReplayOptions:
+    """Options of the replay."""
+    return ReplayOptions(
+        sources=args.script.replay_dataset,
+        fraction=args.script.replay_fraction,
+        image_column=args.script.image_column,
+        text_column=args.script.text_column,
         seed=args.training.seed,
     )
 

@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora_dropout": (0.0, 0.99),
     "learning_rate": (0.0, float("inf")),
     "weight_decay": (0.0, float("inf")),
+    "replay_fraction": (0.0001, 0.9),
     "validation_fraction": (0.0001, 0.9999),
     "dataloader_num_workers": (0, 1024),
     "seed": (0, 2**32 - 1),

@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from trl import get_peft_config
 
 from dsocr.cli.machine_choices import choose_batch, choose_workers
-from dsocr.cli.options import cache_options, data_options, memory_settings, reading_options
+from dsocr.cli.options import cache_options, data_options, memory_settings, reading_options, replay_options
 from dsocr.cli.training import ParsedArguments
 from dsocr.common.logs import Stages, setup_logging
 from dsocr.common.machine import describe_machine, warn_about_unused_gpu
@@ -20,6 +20,7 @@ from dsocr.doctor import examine_quickly
 from dsocr.models import freeze_vision, load_model, make_peft_safe, prepare_adapter
 from dsocr.models.adapters import AdapterIdentity
 from dsocr.models.peft_wrapper import find_guard
+from dsocr.reading.replay import load_replay
 from dsocr.report.results import write_data_summary
 from dsocr.samples.collator import OcrCollator
 from dsocr.samples.lengths import SampleMeter
@@ -107,7 +108,15 @@ def load_data(
         The sets, and the number of skipped samples by reason.
     """
     bad_samples = BadSamples(args.script.on_bad_sample)
-    sets = load_training_sets(source, SampleMeter(processor, _max_length(args, model)), bad_samples, data_options(args))
+    measure = SampleMeter(processor, _max_length(args, model))
+    sets = load_training_sets(source, measure, bad_samples, data_options(args))
+    if args.script.replay_dataset:
+        if not args.model.load_in_4bit:
+            model.to(args.training.device)
+        output_dir, reading = args.training.output_dir, reading_options(args)
+        own, options = len(sets.train), replay_options(args)
+        replay = load_replay(options, own, model, processor, measure, bad_samples, reading, output_dir)
+        sets = sets.with_replay(replay.lines, replay.origin)
     if args.is_main:
         bad_samples.write(Path(args.training.output_dir) / SKIPPED_NAME)
         write_data_summary(args.training.output_dir, sets, processor, bad_samples.counts)

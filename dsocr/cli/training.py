@@ -58,6 +58,12 @@ class OcrScriptArguments(ScriptArguments):
     )
     validation_fraction: float = flag(0.1, "Share of the lines held out, by page, when the dataset has no test split.")
     fold: str | None = flag(None, "Cross-validation: 2/5 holds out the second of five folds, by page.")
+    replay_dataset: list[str] = flag(
+        [],
+        "Lines to mix into the training set, so that what the base reads already is not forgotten: datasets, or folders of "
+        "images, which get the base model's own answers.",
+    )
+    replay_fraction: float = flag(0.1, "Share of the replayed lines among all training lines.")
     augment: bool = flag(False, "Vary the training images (slant, light, blur, ...); for small sets.")
     vision_cache: str = flag(
         "auto",

@@ -57,6 +57,10 @@ class BadSamples:
         check_problem(reason)
         if self.on_bad_sample == "raise":
             raise BadSampleError(f"{where}: {message} (pass --on_bad_sample skip to leave such samples out)")
+        self.count(reason, where, message)
+
+    def count(self, reason: str, where: str, message: str) -> None:
+        """Count one sample, whatever `on_bad_sample` is; arguments as in `add`."""
         self.counts[reason] += 1
         self.entries.append({"reason": reason, "where": where, "message": message})
 

@@ -41,6 +41,18 @@ def _find_metadata(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
+def has_metadata(folder: Path) -> bool:
+    """Whether a folder lists its images in a metadata file, itself or in its split folders."""
+    return bool(_find_metadata(folder) or _find_split_folders(folder) or any(folder.rglob("*.parquet")))
+
+
+def concatenate_images(parts: list[Dataset]) -> Dataset:
+    """Put datasets one after the other, whether their images are paths or stored in the dataset; absent columns are None."""
+    if len({str(part.features["image"]) for part in parts}) > 1:
+        parts = [part.cast_column("image", datasets.Image(decode=False)) for part in parts]
+    return datasets.concatenate_datasets(parts)
+
+
 def _find_split_folders(folder: Path) -> list[tuple[str | None, Path]]:
     """Splits and metadata files of the sub-folders `train/`, `validation/`, `test/` and those of like names."""
     named = [(split, folder / name) for split in SPLITS for name in folder_names(split)]

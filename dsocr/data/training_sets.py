@@ -1,13 +1,14 @@
 """Load the sets of a training run: train, held out, and further named ones."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
 from dsocr.data.checking import BadSamples, Measure
-from dsocr.data.loading import Source
+from dsocr.data.loading import Source, concatenate_images
 from dsocr.data.split_names import find_split
 from dsocr.data.splits import split_by_page, split_into_fold, warn_about_width
 
@@ -58,11 +59,15 @@ class TrainingSets:
         train: Training rows.
         held_out: Rows for choosing a checkpoint.
         extra: Further held-out sets, by name.
+        replayed: Lines at the end of `train` that are replayed from elsewhere.
+        replay_origin: Where they come from; see `dsocr.reading.replay.Replay`.
     """
 
     train: Dataset
     held_out: Dataset
     extra: dict[str, Dataset]
+    replayed: int = 0
+    replay_origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> dict[str, Dataset]:
@@ -71,9 +76,15 @@ class TrainingSets:
 
     @property
     def train_sample(self) -> Dataset:
-        """At most 50 lines of the training set, evenly spread, for the model to read after training."""
-        step = max(1, len(self.train) // TRAIN_SAMPLE)
-        return self.train.select(range(0, len(self.train), step)[:TRAIN_SAMPLE])
+        """At most 50 of the run's own training lines, evenly spread, for the model to read after training."""
+        own = len(self.train) - self.replayed
+        step = max(1, own // TRAIN_SAMPLE)
+        return self.train.select(range(0, own, step)[:TRAIN_SAMPLE])
+
+    def with_replay(self, lines: Dataset, origin: dict[str, Any]) -> "TrainingSets":
+        """The same sets with further training lines behind the run's own."""
+        train = concatenate_images([self.train, lines])
+        return replace(self, train=train, replayed=len(lines), replay_origin=origin)
 
 
 def parse_named_path(word: str) -> tuple[str, str]:

@@ -64,7 +64,13 @@ class Readings:
 
 def write_data_summary(output_dir: str | Path, sets: TrainingSets, processor: OcrProcessor, skipped: dict) -> None:
     """Write `data_summary.json` before training, so that a stopped run has it too."""
-    content = {"train_lines": len(sets.train), "held_out_lines": len(sets.held_out), "skipped": dict(skipped)}
+    content = {
+        "train_lines": len(sets.train) - sets.replayed,
+        "held_out_lines": len(sets.held_out),
+        "skipped": dict(skipped),
+    }
+    if sets.replayed:
+        content["replay"] = sets.replay_origin
     write_json(Path(output_dir) / DATA_SUMMARY_NAME, content | summarize_data(sets.train, processor))
 
 
