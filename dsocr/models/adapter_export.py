@@ -121,6 +121,7 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
     exported = upstream_adapter(model, stored, config.get("target_parameters") or [])
     output_dir.mkdir(parents=True, exist_ok=True)
     save_file(exported, output_dir / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
+    let_others_read(output_dir)
     # Use full paths: a bare name would match layers of the vision encoders too.
     config["target_modules"] = sorted({key.removeprefix(_PREFIX).partition(".lora_")[0] for key in exported})
     config["target_parameters"] = None

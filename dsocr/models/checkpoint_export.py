@@ -5,6 +5,7 @@ CLIP has two tensors that the model never uses and the native classes do not kno
 """
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -45,25 +46,23 @@ def unused_tensors(model: PreTrainedModel, base: str | Path) -> dict[str, torch.
         base: Local folder of the base checkpoint.
 
     Returns:
-        Tensors by upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]` and its position ids
-        `[1, positions]`; none for v2.
+        Tensors by upstream's name: the CLIP patch embedding `[hidden, 3, patch, patch]`, and its position ids
+        `[1, positions]` only where the base has them: the released file has none, and vLLM refuses a file that has. None
+        for v2.
     """
     if model_version(model.config) == "v2":
         return {}
     clip = model.config.vision_config.encoder_config
-    positions = (clip.image_size // clip.patch_size) ** 2 + 1
-    absent = {
+    patch = _find_in_checkpoint(Path(base), f"{_CLIP}.patch_embedding.weight")
+    if patch is None:
         # No forward uses it: CLIP gets SAM's features instead of pixels.
-        f"{_CLIP}.patch_embedding.weight": torch.zeros(clip.hidden_size, 3, clip.patch_size, clip.patch_size),
-        f"{_CLIP}.position_ids": torch.arange(positions).expand(1, -1).clone(),
-    }
-    found = {}
-    for name, substitute in absent.items():
-        tensor = _find_in_checkpoint(Path(base), name)
-        if tensor is None:
-            logger.warning("%s is not in %s; the model never reads it, so zeros or a count are written", name, base)
-        found[name] = substitute if tensor is None else tensor
-    return found
+        logger.warning(
+            "%s.patch_embedding.weight is not in %s; the model never reads it, so zeros are written", _CLIP, base
+        )
+        patch = torch.zeros(clip.hidden_size, 3, clip.patch_size, clip.patch_size)
+    found = {f"{_CLIP}.patch_embedding.weight": patch}
+    positions = _find_in_checkpoint(Path(base), f"{_CLIP}.position_ids")
+    return found if positions is None else found | {f"{_CLIP}.position_ids": positions}
 
 
 def upstream_state_dict(model: PreTrainedModel, base: str | Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -111,6 +110,15 @@ def upload_checkpoint(folder: str | Path, repository: str) -> None:
     api.upload_folder(repo_id=repository, folder_path=folder)
 
 
+def let_others_read(folder: Path) -> None:
+    """Give weights the mode of any new file: safetensors makes them readable for their owner alone, and a server often runs
+    under another account."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def write_checkpoint(
     model: PreTrainedModel, folder: str | Path, base: str | Path, *, layout: str, dtype: torch.dtype
 ) -> Path:
@@ -148,5 +156,6 @@ def write_checkpoint(
         save_torch_state_dict(tensors, folder, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
         raw["torch_dtype"] = str(dtype).removeprefix("torch.")
         write_json(folder / "config.json", raw)
+    let_others_read(folder)
     logger.info("wrote %s in the %s layout, with %s", folder, layout, ", ".join(copied) or "no further files")
     return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -34,6 +35,7 @@ from dsocr.training.callbacks import (
 from dsocr.training.compact_head import CompactHead, try_triton
 from dsocr.training.preflight import PreflightReport, run_preflight
 from dsocr.training.resuming import TRAINING_ROWS, check_same_run
+from dsocr.training.sampling import LengthSampler
 from dsocr.training.throughput import ThroughputMeter
 from dsocr.training.trackers import log_picture
 
@@ -97,6 +99,22 @@ class OcrTrainer(SFTTrainer):
         self.add_callback(LogLineCallback())
         if not self.args.disable_tqdm:
             self.add_callback(OcrProgressCallback())
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """The sampler of the training rows; of like length by this project's own sampler."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthSampler(list(dataset[self.args.length_column_name]), rows, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """The sampler of the evaluated rows: the same on every process, like that of the training rows."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        rows = self.args.eval_batch_size * self.args.world_size
+        return LengthSampler(list(eval_dataset[self.args.length_column_name]), rows, seed=0)
 
     def preflight(self, *, strict: bool = True) -> PreflightReport:
         """Check one batch of two lines end to end, and log the result; see `dsocr.training.preflight.run_preflight`.
