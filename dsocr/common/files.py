@@ -71,6 +71,15 @@ def write_json(path: str | Path, content: Any) -> Path:
     return write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
+def let_others_read(folder: Path) -> None:
+    """Give weights the mode of any new file: safetensors makes them readable for their owner alone, and a server often runs
+    under another account."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def replace_between(path: str | Path, mark: str, text: str) -> None:
     """Replace the text between `<!-- mark -->` and `<!-- end of mark -->` in a hand-written file.
 

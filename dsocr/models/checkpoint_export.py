@@ -5,7 +5,6 @@ CLIP has two tensors that the model never uses and the native classes do not kno
 """
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from dsocr.common.files import load_json, write_json
+from dsocr.common.files import let_others_read, load_json, write_json
 from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, PROCESSOR_NAME
 from dsocr.models.config import model_version
 
@@ -108,15 +107,6 @@ def upload_checkpoint(folder: str | Path, repository: str) -> None:
     api = HfApi()
     api.create_repo(repository, private=True, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=folder)
-
-
-def let_others_read(folder: Path) -> None:
-    """Give weights the mode of any new file: safetensors makes them readable for their owner alone, and a server often runs
-    under another account."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~mask)
 
 
 def write_checkpoint(
