@@ -28,7 +28,7 @@ DEFECTS = {
     "no scheduler.pt": lambda path: (path / "scheduler.pt").write_bytes(b""),
     "no rng_state": lambda path: (path / "rng_state.pth").unlink(),
     "damaged trainer_state.json": lambda path: (path / "trainer_state.json").write_text('{"a": '),
-    "trainer_state.json without global_step": lambda path: (path / "trainer_state.json").write_text("[]"),
+    "trainer_state.json without global_step": lambda path: (path / "trainer_state.json").write_text("{}"),
     "damaged optimizer.pt": lambda path: truncate(path / "optimizer.pt"),
     "damaged scheduler.pt": lambda path: truncate(path / "scheduler.pt"),
     "damaged rng_state.pth": lambda path: truncate(path / "rng_state.pth"),
@@ -72,8 +72,11 @@ def test_a_path_and_errors(tmp_path):
     path = write_checkpoint(tmp_path, 3)
     assert find_defect(path) is None
     assert resolve_resume(str(path), "elsewhere") == str(path)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint in .* or leave the flag out"):
         resolve_resume("true", tmp_path / "empty")
+    (tmp_path / "killed" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="put --overwrite_output_dir in its place to start afresh"):
+        resolve_resume("true", tmp_path / "killed")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         resolve_resume("no_such_checkpoint", tmp_path)
 
