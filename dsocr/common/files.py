@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,24 @@ def write_then_rename(path: str | Path) -> Iterator[Path]:
     partial = name_partial(path)
     yield partial
     os.replace(partial, path)
+
+
+def begin_waiting_folder(folder: str | Path) -> Path:
+    """An empty folder `<name>.part`, for files that `move_waiting` puts in place together: those of the same names, which
+    an earlier table refers to, stay until then."""
+    waiting = name_partial(folder)
+    shutil.rmtree(waiting, ignore_errors=True)
+    waiting.mkdir(parents=True)
+    return waiting
+
+
+def move_waiting(folder: str | Path) -> None:
+    """Move the files of `<name>.part` into the folder, where other files stay."""
+    folder, waiting = Path(folder), name_partial(folder)
+    folder.mkdir(exist_ok=True)
+    for path in sorted(waiting.iterdir()):
+        os.replace(path, folder / path.name)
+    waiting.rmdir()
 
 
 def write_text(path: str | Path, text: str) -> Path:

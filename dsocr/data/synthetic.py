@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dsocr.common.files import write_then_rename
+from dsocr.common.files import begin_waiting_folder, move_waiting, write_then_rename
 from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME
 
 
@@ -244,12 +244,14 @@ def generate_lines(
 def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
     """Write lines as PNG files with a `metadata.jsonl` for `load_ocr_dataset`; returns its path."""
     folder = Path(folder)
-    (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
-    metadata = folder / METADATA_NAME
+    metadata, images = folder / METADATA_NAME, folder / IMAGES_FOLDER
+    # An earlier table keeps its images until this one is whole.
+    waiting = begin_waiting_folder(images)
     with write_then_rename(metadata) as partial, partial.open("w", encoding="utf-8") as file:
         for index, line in enumerate(lines):
-            name = f"{IMAGES_FOLDER}/{index:06d}.png"
-            line.image.save(folder / name)
-            row = {"image": name, "text": line.text, "script": line.script, "font": line.font}
+            name = f"{index:06d}.png"
+            line.image.save(waiting / name)
+            row = {"image": f"{IMAGES_FOLDER}/{name}", "text": line.text, "script": line.script, "font": line.font}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        move_waiting(images)
     return metadata

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,10 @@ IMAGE_COLUMNS = ("image", "file_name", "image_path", "filename", "path")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".csv", ".tsv")
+# Column that names the cells of its row with an apostrophe in front, "text" or "page text"; `guard_cells` writes it.
+GUARD_COLUMN = "guarded_cells"
+# How a cell begins that a spreadsheet takes for a formula.
+FORMULA_START = "[=+\\-@\t\r]"
 # Lines of the longest cell that is looked for behind an open quote.
 _MAX_CELL_LINES = 200
 
@@ -115,6 +120,29 @@ def _records(lines: Iterator[str], separator: str, columns: int) -> Iterator[tup
         yield start, fields
 
 
+def guard_cells(row: dict[str, str]) -> dict[str, str]:
+    """Put an apostrophe in front of the cells of a row that a spreadsheet would take for formulas, and name them.
+
+    Example:
+        >>> guard_cells({"image": "1.png", "text": "=2+3"})
+        {'image': '1.png', 'text': "'=2+3", 'guarded_cells': 'text'}
+    """
+    names = [name for name, cell in row.items() if re.match(FORMULA_START, cell)]
+    return {name: f"'{cell}" if name in names else cell for name, cell in row.items()} | {GUARD_COLUMN: " ".join(names)}
+
+
+def undo_guards(row: dict[str, str]) -> dict[str, str]:
+    """Undo `guard_cells`; a row without its column comes back unchanged.
+
+    A person may have taken the apostrophe away, and a spreadsheet takes it when a cell is edited, or may have written a text
+    that begins with one: only an apostrophe before the beginning of a formula is a guard.
+    """
+    names = (row.get(GUARD_COLUMN) or "").split()
+    return {
+        name: cell[1:] if name in names and re.match(f"'{FORMULA_START}", cell) else cell for name, cell in row.items()
+    }
+
+
 def _parse_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Iterator[tuple[int, dict]]:
     separator = SEPARATORS[path.suffix.lower()]
     # Keep line ends as they are: the csv module needs those inside quotes.
@@ -127,7 +155,7 @@ def _parse_delimited(path: Path, bad: BadSamples, encoding: str | None) -> Itera
                 message = f"expected {len(names)} columns {names}, found {len(fields)}"
                 bad.add("wrong_columns", f"{path}:{number + 1}", message)
             else:
-                yield number + 1, dict(zip(names, fields, strict=True))
+                yield number + 1, undo_guards(dict(zip(names, fields, strict=True)))
         return
     # Without a header a line is: path, separator, text. The text may contain the separator again.
     for number, line in enumerate(chain([first], lines), start=1):

@@ -1,16 +1,17 @@
 """The examination as a whole, its summary and its files."""
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsocr.common.files import write_json, write_then_rename
+from dsocr.common.files import write_json
 from dsocr.common.problems import PROBLEMS
-from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON, IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
+from dsocr.common.run_files import DOCTOR_HTML, DOCTOR_JSON, SKIPPED_NAME
 from dsocr.data.checking import BadSamples
+from dsocr.data.dataset_folder import write_dataset_folder
 from dsocr.data.loading import KEPT_COLUMNS, parse_local_rows
 from dsocr.data.training_sets import TrainingSets
 from dsocr.doctor.findings import SEVERITIES, Finding
@@ -210,24 +211,20 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
 
     Args:
         examination: What was found.
-        output_dir: A new folder; the source is only read.
+        output_dir: A new folder, see `write_dataset_folder`; the source is only read.
 
     Returns:
         The number of rows that were written.
 
     Raises:
-        ValueError: when the folder holds a dataset already.
+        ValueError: as `write_dataset_folder`.
     """
-    folder = Path(output_dir)
-    if (folder / METADATA_NAME).exists():
-        raise ValueError(f"--fix {folder}: holds a dataset already; name another folder.")
     unusable = {index: f for f in examination.findings if f.kind in PROBLEMS for index in f.rows}
     copied = _proven_copies(examination)
-    (folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
-    left_out, count = BadSamples("skip"), 0
+    left_out = BadSamples("skip")
     for entry in examination.refused.entries:
         left_out.add(**entry)
-    with write_then_rename(folder / METADATA_NAME) as partial, partial.open("w", encoding="utf-8") as file:
+    with write_dataset_folder(output_dir, "--fix") as writer:
         for index, (where, row) in enumerate(examination.rows):
             text = clean_text(row["text"])
             if index in unusable:
@@ -239,11 +236,10 @@ def write_repaired(examination: Examination, output_dir: str | Path) -> int:
             if not text:
                 left_out.add("empty_text", where, "nothing is left of the text after cleaning")
                 continue
-            name = f"{IMAGES_FOLDER}/{count:07d}{Path(row['image']).suffix.lower()}"
-            shutil.copyfile(row["image"], folder / name)
             kept = {column: row[column] for column in KEPT_COLUMNS if column in row}
-            file.write(json.dumps({"image": name, "text": text, **kept}, ensure_ascii=False) + "\n")
-            count += 1
-        left_out.write(folder / SKIPPED_NAME)
-    logger.info("%d of %d rows in %s; %s", count, examination.row_count, folder, left_out.summary())
-    return count
+            writer.add(
+                partial(shutil.copyfile, row["image"]), {"text": text, **kept}, Path(row["image"]).suffix.lower()
+            )
+        left_out.write(Path(output_dir) / SKIPPED_NAME)
+    logger.info("%d of %d rows in %s; %s", writer.count, examination.row_count, output_dir, left_out.summary())
+    return writer.count

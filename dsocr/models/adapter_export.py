@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from dsocr.common.files import let_others_read, load_json, write_json
+from dsocr.common.files import let_others_read, load_json, write_json, write_then_rename
 from dsocr.common.run_files import ADAPTER_CARD_NAME, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 
@@ -120,7 +120,8 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
     stored = load_file(folder / ADAPTER_WEIGHTS_NAME)
     exported = upstream_adapter(model, stored, config.get("target_parameters") or [])
     output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(exported, output_dir / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
+    with write_then_rename(output_dir / ADAPTER_WEIGHTS_NAME) as partial:
+        save_file(exported, partial, metadata={"format": "pt"})
     let_others_read(output_dir)
     # Use full paths: a bare name would match layers of the vision encoders too.
     config["target_modules"] = sorted({key.removeprefix(_PREFIX).partition(".lora_")[0] for key in exported})
@@ -128,5 +129,5 @@ def export_adapter(model: PreTrainedModel, folder: str | Path, output_dir: str |
     config["auto_mapping"] = None
     write_json(output_dir / ADAPTER_CONFIG_NAME, config)
     if (folder / ADAPTER_CARD_NAME).is_file():
-        (output_dir / ADAPTER_CARD_NAME).write_bytes((folder / ADAPTER_CARD_NAME).read_bytes())
+        write_json(output_dir / ADAPTER_CARD_NAME, load_json(folder / ADAPTER_CARD_NAME))
     return len(exported)

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dsocr.common.files import write_text
 from dsocr.common.run_files import MODEL_CARD_NAME
 from dsocr.models.config import RELEASED
 from dsocr.report.pages import show_in_markdown
@@ -122,6 +123,5 @@ print(processor.decode_answers(ids[:, batch["input_ids"].shape[1] :])[0])
 
 Set `license` in this card's head before publishing it; the base model's licence applies in any case.
 """
-    path = folder / MODEL_CARD_NAME
-    ModelCard(text).save(path)
-    return path
+    # The class checks the head.
+    return write_text(folder / MODEL_CARD_NAME, str(ModelCard(text)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dsocr.common.files import write_json
+from dsocr.common.files import write_json, write_then_rename
 from dsocr.common.run_files import GALLERY_FOLDER, GALLERY_INDEX
 from dsocr.data.image_files import open_image
 from dsocr.data.synthetic import FONT_FOLDER
@@ -48,7 +48,8 @@ def write_gallery(output_dir: str | Path, images: list, before: EvaluatedSet, af
     entries = []
     for index in range(min(GALLERY_LINES, len(images))):
         name = f"{index:02d}.jpg"
-        (folder / name).write_bytes(make_thumbnail(images[index]))
+        with write_then_rename(folder / name) as partial:
+            partial.write_bytes(make_thumbnail(images[index]))
         texts = {"reference": before.references[index], "before": before.predictions[index]}
         entries.append({"image": name, **texts, "after": after.predictions[index]})
     write_json(folder / GALLERY_INDEX, entries)
@@ -82,4 +83,5 @@ def draw_examples(path: str | Path, images: list, read: dict[str, EvaluatedSet])
             draw.text(
                 (_GAP + 100, y), normalize(text)[:_SHOWN_CHARACTERS], font=font, fill=_INK.get(label, _INK["after"])
             )
-    page.save(path)
+    with write_then_rename(path) as partial:
+        page.save(partial, "PNG")

@@ -36,7 +36,7 @@ def find_defect(checkpoint: Path) -> str | None:
         state = load_json(checkpoint / TRAINER_STATE_NAME)
     except ValueError:
         return f"a damaged {TRAINER_STATE_NAME}"
-    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+    if not isinstance(state.get("global_step"), int):
         return f"a {TRAINER_STATE_NAME} without global_step"
     if (checkpoint / ADAPTER_WEIGHTS_NAME).is_file() and not (checkpoint / ADAPTER_CONFIG_NAME).is_file():
         return f"no {ADAPTER_CONFIG_NAME}"
@@ -97,9 +97,11 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path, *, replace:
     if value is True or str(value).lower() in ("true", "yes", "1"):
         checkpoint = find_checkpoint(output_dir)
         if checkpoint is None:
+            broken = any(path.is_dir() for path in Path(output_dir).glob(CHECKPOINT_PATTERN))
+            afresh = "put --overwrite_output_dir in its place" if broken else "leave the flag out"
             raise FileNotFoundError(
                 f"--resume_from_checkpoint: no complete checkpoint in {output_dir}. Give the --output_dir of the run "
-                "that was stopped, or leave the flag out to start afresh."
+                f"that was stopped, or {afresh} to start afresh."
             )
         logger.info("resuming from %s", checkpoint)
         return str(checkpoint)

@@ -58,6 +58,7 @@ class OcrTrainer(SFTTrainer):
     - Logs contain samples/s, image and text tokens/s and peak memory.
     - A loss that is not finite stops the run.
     - Batches of similar length (`train_sampling_strategy="group_by_length"`) work: lengths include image tokens.
+    - Resuming from the checkpoint of the last step trains no further step.
     - Resuming checks that every adapter tensor arrived; saved adapters carry the identity of their base and training rows,
       and `check_resume` refuses another run's checkpoint.
 
@@ -262,6 +263,14 @@ class OcrTrainer(SFTTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             check_loaded_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _run_epoch(self, *args, **kwargs):
+        # Trainer asks only after a step whether it was the last one: resumed from the checkpoint of the last step, in the
+        # midst of an epoch, it would train one step too many. This can go when Trainer asks before the step.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_best_model(self):
         super()._load_best_model()

@@ -181,3 +181,13 @@ def test_a_second_table_is_never_ignored(tmp_path):
     (tmp_path / "test" / "metadata.csv").write_text("image,text\n0.png,a\n")
     with pytest.raises(ValueError, match="metadata.jsonl lies beside test/metadata.csv"):
         Source(tmp_path, BadSamples())
+
+
+def test_a_table_without_the_guards_column_is_never_changed(tmp_path):
+    """Nor is a cell that the column does not name."""
+    texts = ["'=a", "'-b", "=c", "'d"]
+    table = tmp_path / "lines.csv"
+    for column, cells in (("note", ["text"] * 4), ("guarded_cells", ["", "page", "yes", "text"])):
+        rows = zip(texts, cells, strict=True)
+        table.write_text(f"image,text,{column}\n" + "".join(f"{n}.png,{t},{c}\n" for n, (t, c) in enumerate(rows)))
+        assert [row["text"] for _, row in parse_table(table, BadSamples())] == texts

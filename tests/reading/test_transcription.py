@@ -1,10 +1,15 @@
 """From files to texts: inputs, lines of pages, formats, reviews."""
 
+import csv
 import io
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from html import unescape
 
 import pytest
 from helpers.models import load_tiny_base
@@ -235,6 +240,81 @@ def test_a_review_is_a_dataset_the_least_confident_line_first(tmp_path, page, na
         html = (tmp_path / name).read_text(encoding="utf-8")
         assert html.index("вторая строка") < html.index("Sie sagte") and "&#34;ja, 5 &lt; 6" in html
         assert "http" not in html.replace("http-equiv", "")
+
+
+FORMULAS = ["=1+2", "+7 900", "-5 °C", "@home", "'=quoted", "'tis", "''=x", '="a,b"', "a=b", "- Да, - сказал он."]
+
+
+@pytest.fixture
+def formula_review(tmp_path, page):
+    """A review of lines that look like formulas, from a page with such a name; the folder."""
+    image = page.lines[0].image
+    lines = [TranscribedLine((0, 0, *image.size), image, text, 0.1 * n) for n, text in enumerate(FORMULAS)]
+    writer = ReviewWriter(tmp_path / "review.html")
+    writer.add(TranscribedPage("@scan.png", image.size, lines))
+    writer.close()
+    return tmp_path
+
+
+def load_texts(table):
+    dataset = load_ocr_dataset(table, progress=False)
+    assert set(dataset["page"]) == {"@scan.png"}
+    return dataset["text"]
+
+
+def test_no_cell_of_a_review_is_a_formula_and_every_text_comes_back(formula_review):
+    table = formula_review / "review.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=+-@\t\r")]
+    assert [row["guarded_cells"] for row in rows] == ["text page"] * 4 + ["page"] * 3 + [
+        "text page",
+        "page",
+        "text page",
+    ]
+    assert load_texts(table) == FORMULAS
+    # A person's corrections of the first four cells: the guard taken away, kept, a new text, a text with an apostrophe.
+    for row, text in zip(rows, ["=1+3", "'+7 901", "minus 5", "'tis home"], strict=False):
+        row["text"] = text
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert load_texts(table) == ["=1+3", "+7 901", "minus 5", "'tis home", *FORMULAS[4:]]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script with Node")
+def test_what_the_page_saves_is_what_the_recipe_wrote(formula_review):
+    html = (formula_review / "review.html").read_text(encoding="utf-8")
+    script = html[html.index("<script>") + 8 : html.index("</script>", html.index("<script>"))]
+    pairs = re.findall(
+        r'value="([^"]*)" data-original="([^"]*)" data-image="([^"]*)" data-confidence="([^"]*)" data-page="([^"]*)"',
+        html,
+    )
+    fields = [list(map(unescape, found)) for found in pairs]
+    inputs = [
+        {"value": value, "dataset": {"original": original, "image": image, "confidence": confidence, "page": name}}
+        for value, original, image, confidence, name in fields
+    ]
+    assert [entry["value"] for entry in inputs] == FORMULAS
+    inputs[8]["value"] = "=b"
+    stub = (
+        f"const document = {{ querySelectorAll: () => {json.dumps(inputs)}, getElementById: () => ({{ addEventListener() {{}} }}), "
+        "addEventListener() {} };"
+    )
+    ran = subprocess.run(
+        ["node", "-e", f"{stub}{script}; process.stdout.write(table())"],
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+    )
+    rows = list(csv.reader(ran.stdout.splitlines()))
+    with (formula_review / "review.csv").open(encoding="utf-8", newline="") as file:
+        expected = list(csv.reader(file))
+    assert rows[9][1] == "'=b" and rows[9][-1] == "text page"
+    assert rows[:9] + rows[10:] == expected[:9] + expected[10:]
+    (formula_review / "review.csv").write_text(ran.stdout, encoding="utf-8")
+    assert load_texts(formula_review / "review.csv") == [*FORMULAS[:8], "=b", FORMULAS[9]]
 
 
 def test_a_review_needs_a_known_suffix(tmp_path):

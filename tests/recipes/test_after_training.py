@@ -182,9 +182,9 @@ def test_transcribe_correct_retrain(adapter, held_out, tmp_path, monkeypatch):
     dataset = load_ocr_dataset(table, on_bad_sample="skip", progress=False)
     assert len(dataset) == 8 - sum(not text for text in expected)
     lines = table.read_text(encoding="utf-8").splitlines()
-    confidences = [float(line.split(",")[-2]) for line in lines[1:] if line.count(",") == 3]
+    confidences = [float(line.split(",")[-3]) for line in lines[1:] if line.count(",") == 4]
     assert confidences == sorted(confidences)
-    corrected = [lines[0]] + [line.split(",")[0] + ",corrected," + ",".join(line.split(",")[-2:]) for line in lines[1:]]
+    corrected = [lines[0]] + [line.split(",")[0] + ",corrected," + ",".join(line.split(",")[-3:]) for line in lines[1:]]
     table.write_text("\n".join(corrected) + "\n", encoding="utf-8")
     assert set(load_ocr_dataset(table, progress=False)["text"]) == {"corrected"}
 

@@ -72,8 +72,11 @@ def test_a_path_and_errors(tmp_path):
     path = write_checkpoint(tmp_path, 3)
     assert find_defect(path) is None
     assert resolve_resume(str(path), "elsewhere") == str(path)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint in .* or leave the flag out"):
         resolve_resume("true", tmp_path / "empty")
+    (tmp_path / "killed" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="put --overwrite_output_dir in its place to start afresh"):
+        resolve_resume("true", tmp_path / "killed")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         resolve_resume("no_such_checkpoint", tmp_path)
 

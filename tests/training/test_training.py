@@ -128,6 +128,21 @@ def test_resuming_continues_to_the_same_losses(tmp_path, dataset):
         assert torch.allclose(state["exp_avg"], moments[1][index]["exp_avg"], atol=1e-7)
 
 
+def test_resuming_from_the_last_step_trains_no_further_one(tmp_path, dataset):
+    """A run killed after its last checkpoint, in the midst of an epoch: Trainer by itself would train a sixth step."""
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 5, "learning_rate": 5e-3}
+    whole = build_trainer(tmp_path, dataset, **options)
+    whole.train()
+    resumed = build_trainer(tmp_path, dataset, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.state.global_step == 5 and logged_losses(resumed) == logged_losses(whole)
+    final = dict(whole.model.named_parameters())
+    assert all(torch.equal(parameter, final[name]) for name, parameter in resumed.model.named_parameters())
+    further = build_trainer(tmp_path, dataset, **options | {"max_steps": 6})
+    further.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert further.state.global_step == 6
+
+
 def test_a_resume_that_restores_nothing_is_noticed(tmp_path, dataset):
     """Take the repair of the checkpoint rules away: Trainer itself only warns."""
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}

@@ -1,8 +1,6 @@
 """Convert any source into one clean dataset folder: images and `metadata.jsonl`, relative paths, page and split."""
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,9 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dsocr.common.files import write_then_rename
-from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME, SKIPPED_NAME
+from dsocr.common.run_files import SKIPPED_NAME
 from dsocr.data.checking import BadSamples
+from dsocr.data.dataset_folder import write_dataset_folder
 from dsocr.data.image_files import UnreadableImageError, image_name, open_image
 from dsocr.data.importers.annotations import AnnotatedImage
 from dsocr.data.importers.cutting import CutError, cut_line, open_page
@@ -117,7 +115,7 @@ def prepare_dataset(
 
     Args:
         source: See `parse_annotations` and `load_ocr_dataset`.
-        output_dir: Folder to write; it must not hold a dataset yet.
+        output_dir: Folder to write, see `write_dataset_folder`.
         options: How to make samples.
         bad: Refuses or counts bad samples; written to `skipped_samples.json`.
         image_column: For a table, see `load_ocr_dataset`.
@@ -129,37 +127,25 @@ def prepare_dataset(
 
     Raises:
         FileNotFoundError: when there is no such source.
-        ValueError: when the folder holds a dataset already, or no sample of the source is usable.
+        ValueError: as `write_dataset_folder`, or no sample of the source is usable.
     """
     if options.level not in LEVELS:
         raise ValueError(f"--level {options.level}: not one of {', '.join(LEVELS)}.")
-    folder = Path(output_dir)
-    if (folder / METADATA_NAME).exists():
-        raise ValueError(f"--output {folder}: holds a dataset already; name another folder, or delete it.")
-    images = folder / IMAGES_FOLDER
-    images.mkdir(parents=True, exist_ok=True)
-    annotated = parse_annotations(source, bad)
-    if annotated is None:
-        dataset = load_ocr_dataset(
-            source, bad_samples=bad, image_column=image_column, text_column=text_column, encoding=encoding
-        )
-        samples = _table_samples(dataset, str(source), options, bad)
-    else:
-        samples = (sample for page in annotated for sample in _samples(page, options, bad))
-    count = 0
-    with write_then_rename(folder / METADATA_NAME) as partial:
-        with partial.open("w", encoding="utf-8") as file:
-            for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
-                name = f"{IMAGES_FOLDER}/{count:07d}.png"
-                sample.image.save(folder / name)
-                known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
-                row = {"image": name, "text": sample.text} | {key: value for key, value in known.items() if value}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        bad.write(folder / SKIPPED_NAME)
-        if not count:
-            partial.unlink()
-            shutil.rmtree(images)
+    with write_dataset_folder(output_dir, "--output") as writer:
+        annotated = parse_annotations(source, bad)
+        if annotated is None:
+            dataset = load_ocr_dataset(
+                source, bad_samples=bad, image_column=image_column, text_column=text_column, encoding=encoding
+            )
+            samples = _table_samples(dataset, str(source), options, bad)
+        else:
+            samples = (sample for page in annotated for sample in _samples(page, options, bad))
+        for sample in tqdm(samples, desc="Preparing", unit="sample", delay=1):
+            known = {"page": sample.page, "writer": sample.writer, "split": sample.split}
+            fields = {"text": sample.text} | {key: value for key, value in known.items() if value}
+            writer.add(sample.image.save, fields)
+        bad.write(Path(output_dir) / SKIPPED_NAME)
+        if not writer.count:
             raise ValueError(f"{source}: no usable sample; {bad.summary()}.")
-    logger.info("%d samples in %s; %s", count, folder, bad.summary())
-    return count
+    logger.info("%d samples in %s; %s", writer.count, output_dir, bad.summary())
+    return writer.count
