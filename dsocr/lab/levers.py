@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from dsocr.models.frozen_experts import EXPERTS_CLASSES, use_frozen_experts
 from dsocr.models.sam_attention import split_global_attention
 
 
@@ -13,6 +14,7 @@ from dsocr.models.sam_attention import split_global_attention
 LEVERS = {
     "no_grad": "vision without gradient",
     "split_attention": "SAM's bias in pieces",
+    "frozen_experts": "experts read once",
     "compact_head": "vocabulary for answers alone",
     "features": "vision features kept",
 }
@@ -47,6 +49,17 @@ def _split(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _frozen_experts(model: nn.Module) -> Iterator[None]:
+    use_frozen_experts(model)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if type(module).__name__ in EXPERTS_CLASSES:
+                del module.forward
+
+
+@contextmanager
 def levers_on(model: nn.Module, chosen: tuple[str, ...]) -> Iterator[None]:
     """Pull the levers that change the model; `compact_head` and `features` change its inputs instead.
 
@@ -59,4 +72,6 @@ def levers_on(model: nn.Module, chosen: tuple[str, ...]) -> Iterator[None]:
             stack.enter_context(_with_gradient(model.model.vision_tower))
         if "split_attention" in chosen:
             stack.enter_context(_split(model))
+        if "frozen_experts" in chosen:
+            stack.enter_context(_frozen_experts(model))
         yield

@@ -16,6 +16,7 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 _GROUPED, _FALLBACK, _BATCHED = "aten::_grouped_mm", "transformers::grouped_mm_fallback", "aten::bmm"
 _SINGLE_PRODUCTS = ("aten::mm", "aten::mm_out")
+_HERE = "frozen experts of dsocr"
 # Rows that go through the experts while they are observed; enough for every expert to get some.
 _ROWS_PER_EXPERT = 16
 
@@ -39,7 +40,7 @@ class ExpertPath:
     """How the routed experts are computed on this machine.
 
     Attributes:
-        implementation: Name of transformers' implementation.
+        implementation: Name of transformers' implementation, or this project's own (`dsocr.models.frozen_experts`).
         operator: The operator that multiplies the rows.
         products: Products of single experts inside it; 0 when one kernel computes all of them.
         n_experts: Number of experts.
@@ -90,9 +91,12 @@ def observe_experts(model: nn.Module) -> ExpertPath:
     with torch.no_grad():
         experts(*routed)
         calls = count_calls(lambda: experts(*routed), device)
-    found = next((name for name in (_GROUPED, _FALLBACK, _BATCHED) if name in calls), "aten::linear")
+    implementation = text._experts_implementation
+    found = next((name for name in (_GROUPED, _FALLBACK, _BATCHED, "aten::linear") if name in calls), "aten::mm")
+    if found == "aten::mm":
+        implementation = _HERE
     products = sum(calls.get(name, 0) for name in _SINGLE_PRODUCTS)
-    return ExpertPath(text._experts_implementation, found, products, experts.num_experts)
+    return ExpertPath(implementation, found, products, experts.num_experts)
 
 
 class RoutingRecorder:

@@ -17,6 +17,7 @@ from dsocr.common.files import load_json
 from dsocr.common.hub import check_hub
 from dsocr.common.run_files import ADAPTER_CONFIG_NAME
 from dsocr.models.config import PAD_TOKEN_ID, native_config
+from dsocr.models.frozen_experts import use_frozen_experts
 from dsocr.models.precision import keep_routers_in_fp32
 from dsocr.models.sam_attention import split_global_attention
 
@@ -230,6 +231,7 @@ def load_model(
     _raise_on_difference(name_or_path, info)
     split_global_attention(model)
     keep_routers_in_fp32(model)
+    use_frozen_experts(model)
     with blamed_on(f"generation_config.json of {name_or_path}"):
         if model.generation_config.pad_token_id is None:
             model.generation_config.pad_token_id = PAD_TOKEN_ID

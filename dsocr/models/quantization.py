@@ -18,6 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from dsocr.models.frozen_experts import EXPERTS_CLASSES
 from dsocr.models.quantized_experts import WEIGHTS, Experts4bit
 
 
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 METHOD = "dsocr_4bit"
 VISION_MODULES = ("model.vision_tower", "model.multi_modal_projector")
-_EXPERTS_CLASSES = ("UnlimitedOcrTextExperts", "DeepseekOcr2TextExperts")
 
 
 @register_quantization_config(METHOD)
@@ -71,7 +71,7 @@ def is_skipped(name: str, quantize_vision: bool) -> bool:
 
 def replace_experts(model: nn.Module, *, quant_type: str = "nf4", double_quant: bool = True) -> int:
     """Replace every stack of routed experts by an `Experts4bit`, not packed yet; returns how many."""
-    names = [name for name, module in model.named_modules() if type(module).__name__ in _EXPERTS_CLASSES]
+    names = [name for name, module in model.named_modules() if type(module).__name__ in EXPERTS_CLASSES]
     for name in names:
         experts = Experts4bit(model.get_submodule(name), quant_type=quant_type, double_quant=double_quant)
         model.set_submodule(name, experts.requires_grad_(False))

@@ -3,15 +3,30 @@
 bitsandbytes quantises `nn.Linear` only. DeepSeek-OCR's routed experts, 73 % of its weights, are stacked 3-D parameters,
 so "4-bit" loading leaves them in bf16. This module packs them and unpacks a weight only for its product, and again in
 the backward pass, without keeping it: a plain de-quantisation without activation checkpointing would keep every layer's
-bf16 experts in the graph.
+bf16 experts in the graph. Where one kernel multiplies all experts, all of them are unpacked for it; elsewhere one after
+the other (`frozen_experts`).
 """
+
+from collections.abc import Callable
 
 import bitsandbytes.functional as bnb
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Falls back if card or dtype has no grouped matrix product; the public functions around it take no packed weights.
 from transformers.integrations.moe import _grouped_mm
+
+from dsocr.models.frozen_experts import (
+    ONE_KERNEL,
+    FrozenProduct,
+    RoutedRows,
+    Span,
+    has_grouped_kernel,
+    log_path,
+    multiply_spans,
+    read_spans,
+)
 
 
 BLOCK_SIZE = 64
@@ -19,22 +34,6 @@ _NESTED_BLOCK_SIZE = 256
 WEIGHTS = ("gate_up_proj", "down_proj")
 # CUDA's grouped product needs rows of a multiple of 16 bytes.
 _RANK_MULTIPLE = 8
-
-
-class _Multiply4bit(torch.autograd.Function):
-    """Multiply rows, sorted by expert, by their experts' packed weights; only the rows get a gradient."""
-
-    @staticmethod
-    def forward(ctx, rows, offsets, experts, name, chosen):
-        ctx.save_for_backward(offsets, chosen)
-        ctx.experts, ctx.name, ctx.dtype = experts, name, rows.dtype
-        return _grouped_mm(rows, experts.dequantize(name, chosen).transpose(-2, -1), offs=offsets)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        offsets, chosen = ctx.saved_tensors
-        weight = ctx.experts.dequantize(ctx.name, chosen)
-        return _grouped_mm(gradient, weight, offs=offsets).to(ctx.dtype), None, None, None, None
 
 
 class Experts4bit(nn.Module):
@@ -134,8 +133,13 @@ class Experts4bit(nn.Module):
         Returns:
             `[n_experts or n_chosen, out_features, in_features]`.
         """
-        packed, scales = getattr(self, name), getattr(self, f"{name}_absmax")
-        _, rows, columns = self.shape(name)
+        packed, scales = getattr(self, name), self._scales(name)
+        if chosen is not None:
+            packed, scales = packed[chosen], scales[chosen]
+        return self._unpack(name, packed, scales)
+
+    def _scales(self, name: str) -> torch.Tensor:
+        scales = getattr(self, f"{name}_absmax")
         if self.double_quant:
             state = bnb.QuantState(
                 absmax=getattr(self, f"{name}_nested_absmax"),
@@ -144,15 +148,29 @@ class Experts4bit(nn.Module):
                 dtype=torch.float32,
             )
             scales = bnb.dequantize_blockwise(scales, state) + getattr(self, f"{name}_offset")
-        if chosen is not None:
-            packed, scales = packed[chosen], scales[chosen]
-        shape = (packed.shape[0], rows, columns)
+        return scales
+
+    def _unpack(self, name: str, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        shape = (packed.shape[0], *self.shape(name)[1:])
         return torch.ops.bitsandbytes.dequantize_4bit.default(
             packed.reshape(-1, 1), scales.flatten(), BLOCK_SIZE, self.quant_type, shape, self.compute_dtype
         )
 
-    def _multiply(self, name, rows, offsets, chosen):
-        product = _Multiply4bit.apply(rows, offsets, self, name, chosen)
+    def _one_by_one(self, name: str) -> Callable[[int], torch.Tensor]:
+        packed, scales = getattr(self, name), self._scales(name)
+        return lambda expert: self._unpack(name, packed[expert : expert + 1], scales[expert : expert + 1])[0]
+
+    def _multiply(self, name, rows, offsets, chosen, spans: list[Span] | None):
+        _, out_features, in_features = self.shape(name)
+
+        def multiply(rows: torch.Tensor, transpose: bool) -> torch.Tensor:
+            if spans is not None:
+                columns = out_features if transpose else in_features
+                return multiply_spans(rows, spans, self._one_by_one(name), columns, transpose=transpose)
+            weight = self.dequantize(name, chosen)
+            return _grouped_mm(rows, weight.transpose(-2, -1) if transpose else weight, offs=offsets)
+
+        product = FrozenProduct.apply(rows.to(self.compute_dtype), multiply)
         for left, right, scaling in self.low_rank.get(name, ()):
             if chosen is not None:
                 left, right = left[chosen], right[chosen]
@@ -178,22 +196,24 @@ class Experts4bit(nn.Module):
         Returns:
             `[n_tokens, hidden]`.
         """
-        n_tokens, top_k = top_k_index.shape
-        expert_ids, order = top_k_index.reshape(-1).sort(stable=True)
+        routed = RoutedRows(hidden_states, top_k_index)
+        chosen = spans = None
+        # Fake tensors (the memory plan) have no row numbers to read; their plan holds for the kernel, which needs more.
+        fake = isinstance(routed.expert_ids, FakeTensor)
+        in_one_kernel = fake or has_grouped_kernel(hidden_states.device, self.compute_dtype)
         # In generation a few tokens reach only a few experts: unpack only those.
-        chosen = None
-        if expert_ids.numel() < self.num_experts:
-            chosen = torch.unique_consecutive(expert_ids)
-        bounds = torch.arange(self.num_experts, device=expert_ids.device) if chosen is None else chosen
-        offsets = torch.searchsorted(expert_ids, bounds, right=True).int()
-        rows = hidden_states[order // top_k]
-        gate, up = self._multiply("gate_up_proj", rows, offsets, chosen).chunk(2, dim=-1)
-        product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen)
-        product = product * top_k_weights.reshape(-1)[order].unsqueeze(-1)
-        # Sum a token's choices in a fixed order; index_add_ would add in any order on a GPU.
-        place = torch.empty_like(order)
-        place[order] = torch.arange(order.numel(), device=order.device)
-        return product[place].view(n_tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+        if in_one_kernel and routed.expert_ids.numel() < self.num_experts:
+            chosen = torch.unique_consecutive(routed.expert_ids)
+        if not fake:
+            reason = ONE_KERNEL if in_one_kernel else None
+            log_path(hidden_states.device.type, self.compute_dtype, reason)
+        experts = torch.arange(self.num_experts, device=hidden_states.device) if chosen is None else chosen
+        offsets = routed.offsets(experts)
+        if not in_one_kernel:
+            spans = read_spans(offsets)
+        gate, up = self._multiply("gate_up_proj", routed.rows, offsets, chosen, spans).chunk(2, dim=-1)
+        product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen, spans)
+        return routed.combine(product, top_k_weights).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_experts} experts, {self.hidden_dim} -> {self.intermediate_dim}, {self.quant_type}"

@@ -82,6 +82,9 @@ def test_every_step_runs_on_a_cpu_at_tiny_size(tmp_path, capsys):
 
     assert rows["kernels"]["experts, grouped_mm against the loop"]["output_difference"] < 1e-4
     assert rows["kernels"]["experts, grouped_mm against the loop"]["gradient_difference"] < 1e-4
+    # Bit for bit on a CPU.
+    assert rows["kernels"]["experts, grouped_mm against the loop"]["frozen_output_difference"] == 0
+    assert rows["kernels"]["experts, grouped_mm against the loop"]["frozen_gradient_difference"] == 0
     assert abs(rows["kernels"]["TRL's head in torch"]["loss_difference"]) < 1e-4
     assert rows["kernels"]["SAM's bias in pieces"]["largest_difference"] == 0
     assert "flash" in rows["kernels"]["attention, without padding"]["language"]

@@ -65,7 +65,7 @@ def test_a_whole_checkpoint_fits_on_one_screen(capsys):
     assert starts.count("token") == 4 and all("as assumed" in line for line in lines if line.startswith("token"))
     assert "ln(vocabulary) 5.787: below chance" in facts["first loss"]
     assert "bfloat16" in facts["autocast"] and "%" in facts["autocast"]
-    assert "aten::_grouped_mm" in facts["experts"] and "GiB" in facts["memory"]
+    assert "aten::mm: 8 products" in facts["experts"] and "GiB" in facts["memory"]
     assert float(facts["training"].split()[0]) > 0 and "lines/s expected" in facts["training"]
     assert facts["verdict"] == "this machine will train it"
 

@@ -15,6 +15,7 @@ from dsocr.lab.profiling import count_calls, observe_experts, random_routing, ro
 from dsocr.lab.random_models import StepOptions, image_with_tiles, random_batch
 from dsocr.lab.training_step import timestamp
 from dsocr.models import freeze_vision
+from dsocr.models.frozen_experts import run_frozen_experts
 from dsocr.models.quantized_experts import BLOCK_SIZE
 
 
@@ -46,25 +47,31 @@ def _compare_experts(setup: CheckSetup, model: PreTrainedModel) -> Figures:
     # Random weights of width 0.02 would make numbers that vanish in 16 bit.
     hidden = 10 * hidden
     found: dict[str, tuple] = {}
-    for name in ("grouped_mm", "eager"):
-        model.set_experts_implementation(name)
+    for name in ("grouped_mm", "eager", "frozen"):
+        if name != "frozen":
+            model.set_experts_implementation(name)
+        # By name, so that this project's products run on cards with a grouped kernel too.
+        run = partial(run_frozen_experts, experts) if name == "frozen" else experts
         inputs = hidden.clone().requires_grad_()
 
-        def step(inputs: torch.Tensor = inputs) -> torch.Tensor:
+        def step(inputs: torch.Tensor = inputs, run: Callable = run) -> torch.Tensor:
             inputs.grad = None
-            output = experts(inputs, chosen, weights)
+            output = run(inputs, chosen, weights)
             output.sum().backward()
             return output.detach()
 
         found[name] = (step(), inputs.grad, _milliseconds(setup, step))
     model.set_experts_implementation("grouped_mm")
-    grouped, loop = found["grouped_mm"], found["eager"]
+    grouped, loop, frozen = found["grouped_mm"], found["eager"], found["frozen"]
     return {
         "rows": rows,
         "grouped_mm_ms": grouped[2],
         "loop_ms": loop[2],
+        "frozen_ms": frozen[2],
         "output_difference": _difference(grouped[0], loop[0]),
         "gradient_difference": _difference(grouped[1], loop[1]),
+        "frozen_output_difference": _difference(frozen[0], grouped[0]),
+        "frozen_gradient_difference": _difference(frozen[1], grouped[1]),
     }
 
 
