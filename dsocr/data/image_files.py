@@ -145,8 +145,13 @@ def open_checked_image(source: Any) -> Image.Image:
         UnreadableImageError: as `check_image`.
     """
     size, image = _check(source)
-    # A JPEG was decoded small.
-    return _finish(image) if sorted(image.size) == sorted(size) else open_image(source)
+    if sorted(image.size) != sorted(size):
+        # A JPEG was decoded small.
+        return open_image(source)
+    try:
+        return _finish(image)
+    except _DAMAGE as error:
+        raise UnreadableImageError(f"{image_name(source)}: damaged or truncated image ({error}).") from error
 
 
 def _check(source: Any) -> tuple[tuple[int, int], Image.Image]:
