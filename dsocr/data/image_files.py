@@ -24,6 +24,9 @@ MAX_ASPECT = 100
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # Largest difference of brightness, of 255, on an image on which nothing is written.
 _BLANK_RANGE = 6
+# Modes in which the colour of a pixel does not depend on others.
+_PLAIN_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_DRAFT = 8
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
@@ -130,8 +133,29 @@ def check_image(source: Any) -> tuple[int, int]:
         `(width, height)` in pixels after EXIF rotation.
 
     Raises:
-        UnreadableImageError: as `open_image`.
+        UnreadableImageError: as `open_image`; also for a file of several pages, and for one on which nothing is written.
     """
+    return _check(source)[0]
+
+
+def open_checked_image(source: Any) -> Image.Image:
+    """Do the same as `check_image` and then `open_image`, and decode only once what `check_image` decodes in full.
+
+    Raises:
+        UnreadableImageError: as `check_image`.
+    """
+    size, image = _check(source)
+    if sorted(image.size) != sorted(size):
+        # A JPEG was decoded small.
+        return open_image(source)
+    try:
+        return _finish(image)
+    except _DAMAGE as error:
+        raise UnreadableImageError(f"{image_name(source)}: damaged or truncated image ({error}).") from error
+
+
+def _check(source: Any) -> tuple[tuple[int, int], Image.Image]:
+    """Size as seen, and the image as it was decoded to find damage."""
     name = image_name(source)
     image = _open(source, name)
     size = _seen_size(image, name)
@@ -140,14 +164,17 @@ def check_image(source: Any) -> tuple[int, int]:
         raise UnreadableImageError(f"{name}: holds {frames} pages; a row takes one, split the file.", "several_pages")
     try:
         # A JPEG is decoded at an eighth of its size; Pillow still goes through every byte.
-        image.draft("RGB", (image.width // 8, image.height // 8))
+        image.draft("RGB", (image.width // _DRAFT, image.height // _DRAFT))
         image.load()
-        blank = _is_blank(_to_rgb(image))
+        # Pixels of the image itself: where those differ, the image is not blank, and nobody looks at the others.
+        plain = image.mode in _PLAIN_MODES and "transparency" not in image.info
+        some = image.resize((max(1, image.width // _DRAFT), max(1, image.height // _DRAFT)), Image.Resampling.NEAREST)
+        blank = not (plain and not _is_blank(_to_rgb(some))) and _is_blank(_to_rgb(image))
     except _DAMAGE as error:
         raise UnreadableImageError(f"{name}: damaged or truncated image ({error}).") from error
     if blank:
         raise UnreadableImageError(f"{name}: nothing is written on it; all its pixels are alike.", "blank")
-    return size
+    return size, image
 
 
 def _is_blank(image: Image.Image) -> bool:
@@ -194,6 +221,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _finish(image: Image.Image) -> Image.Image:
+    # exif_transpose copies also what it does not turn.
+    return _to_rgb(ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION_TAG, 1) != 1 else image)
+
+
 def open_image(source: Any, page: int = 0) -> Image.Image:
     """Open an image for the model.
 
@@ -216,7 +248,7 @@ def open_image(source: Any, page: int = 0) -> Image.Image:
             image.seek(page)
         _check_size(image.size, name)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _finish(image)
     except UnusableSampleError:
         raise
     except (*_DAMAGE, EOFError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dsocr.data.image_files import UnreadableImageError, check_image, open_image
+from dsocr.data.image_files import UnreadableImageError, open_checked_image
 from dsocr.doctor.findings import Finding
 
 
@@ -78,8 +78,7 @@ def look_at(path: str) -> ImageFacts:
     """Open one image."""
     try:
         # Training refuses what this refuses, files of several pages among it.
-        check_image(path)
-        image = open_image(path)
+        image = open_checked_image(path)
     except UnreadableImageError as error:
         return ImageFacts(None, reason=error.reason, problem=str(error))
     size = image.size

@@ -10,7 +10,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dsocr.data import image_files
-from dsocr.data.image_files import UnreadableImageError, check_image, count_pages, measure_image_size, open_image
+from dsocr.data.image_files import (
+    UnreadableImageError,
+    check_image,
+    count_pages,
+    measure_image_size,
+    open_checked_image,
+    open_image,
+)
 
 
 def test_exif_orientation_is_applied(tmp_path, scratch_image):
@@ -194,3 +201,41 @@ def test_heic_names_its_plug_in(tmp_path, monkeypatch):
 def test_what_is_no_path_is_said(name):
     with pytest.raises(UnreadableImageError):
         open_image(name)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "RGBA", "I;16"])
+def test_one_mark_anywhere_is_enough_writing(tmp_path, mode):
+    """Some pixels are looked at first; where those are alike, all are."""
+    path = tmp_path / "line.tif"
+    for mark in (None, (0, 0), (13, 5), (198, 38)):
+        image = Image.new("L", (200, 40), "white")
+        if mark is not None:
+            image.putpixel(mark, 0)
+        image.convert(mode).save(path)
+        if mark is None:
+            with pytest.raises(UnreadableImageError, match="nothing is written"):
+                check_image(path)
+        else:
+            assert check_image(path) == (200, 40)
+
+
+@pytest.mark.parametrize(("suffix", "times"), [("png", 1), ("tif", 1), ("jpg", 2)])
+def test_an_image_is_decoded_once_for_check_and_pixels(tmp_path, monkeypatch, suffix, times):
+    """A JPEG twice: first small, as training judges it."""
+    path, exif = tmp_path / f"line.{suffix}", Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((320, 64)).convert("RGB").save(path, exif=exif)
+    expected, opened = open_image(path), []
+    monkeypatch.setattr(Image, "open", lambda source, open=Image.open: opened.append(source) or open(source))
+    found = open_checked_image(path)
+    assert found.size == (64, 320) and found.tobytes() == expected.tobytes() and len(opened) == times
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableImageError, match="damaged or truncated|not an image"):
+        open_checked_image(path)
+
+
+def test_an_image_in_memory_is_copied(scratch_image):
+    image = scratch_image(40, 20)
+    for opened in (open_image(image), open_checked_image(image)):
+        opened.thumbnail((10, 10))
+    assert image.size == (40, 20)
