@@ -161,6 +161,8 @@ def recipe_defaults(*, planning: bool = False) -> dict:
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "save_total_limit": 2,
+        # Early stopping's count of evaluations without a better CER goes on after a resume.
+        "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_cer",
         # Trainer's default keeps the checkpoint with the highest metric, but the lowest CER is best.

@@ -12,7 +12,8 @@ rows get a gradient. Experts in 16 or 32 bit and packed ones (`quantized_experts
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +30,17 @@ EXPERTS_CLASSES = ("UnlimitedOcrTextExperts", "DeepseekOcr2TextExperts")
 _KERNEL_CAPABILITIES = (9, 10)
 ONE_KERNEL = "one kernel multiplies all experts"
 
-Span = tuple[int, int, int]
+
+class Groups(NamedTuple):
+    """Which experts have rows, and how many.
+
+    Attributes:
+        experts: Their indices, ascending.
+        sizes: Their numbers of rows; together they are all rows.
+    """
+
+    experts: list[int]
+    sizes: list[int]
 
 
 def has_grouped_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -77,36 +88,37 @@ class RoutedRows:
         return product[place].view(*self.shape, -1).sum(dim=1)
 
 
-def read_spans(offsets: torch.Tensor) -> list[Span]:
-    """`(expert, start, stop)` of every expert with rows. On a GPU this waits for the device: call it once per layer."""
-    spans, start = [], 0
-    for expert, stop in enumerate(offsets.tolist()):
-        if stop > start:
-            spans.append((expert, start, stop))
-        start = stop
-    return spans
+def read_groups(offsets: torch.Tensor) -> Groups:
+    """The experts that have rows, by the ends of all experts' rows `[n_experts]`.
+
+    On a GPU this waits for the device: call it once per layer.
+    """
+    ends = offsets.tolist()
+    sizes = [stop - start for start, stop in zip([0, *ends], ends, strict=False)]
+    experts = [expert for expert, size in enumerate(sizes) if size]
+    return Groups(experts, [sizes[expert] for expert in experts])
 
 
-def multiply_spans(
-    rows: torch.Tensor, spans: Sequence[Span], weights: Callable[[int], torch.Tensor], columns: int, *, transpose: bool
+def multiply_groups(
+    rows: torch.Tensor, groups: Groups, weights: Callable[[int], torch.Tensor], out_features: int
 ) -> torch.Tensor:
     """Multiply every expert's rows by its weight, one product per expert.
 
     Args:
         rows: `[n_rows, in_features]`, sorted by expert, in the weights' dtype.
-        spans: The rows of every expert; together they are all rows.
-        weights: Gives an expert's weight: `[out_features, in_features]` to transpose, else `[in_features, out_features]`.
-        columns: `out_features`.
-        transpose: Whether to multiply by the transposed weight.
+        groups: The experts that have rows.
+        weights: Gives the weight of an expert, `[in_features, out_features]`.
+        out_features: Columns of the result.
 
     Returns:
         `[n_rows, out_features]`.
     """
-    output = rows.new_empty(rows.shape[0], columns)
-    for expert, start, stop in spans:
-        weight = weights(expert)
+    output = rows.new_empty(rows.shape[0], out_features)
+    # Split at once: slices made one by one take the launching thread longer than the products.
+    pieces = zip(groups.experts, rows.split(groups.sizes), output.split(groups.sizes), strict=True)
+    for expert, some, place in pieces:
         # Autocast leaves products with `out=` alone, as it does transformers' grouped product.
-        torch.mm(rows[start:stop], weight.t() if transpose else weight, out=output[start:stop])
+        torch.mm(some, weights(expert), out=place)
     return output
 
 
@@ -128,9 +140,10 @@ class FrozenProduct(torch.autograd.Function):
         return ctx.multiply(gradient, False), None
 
 
-def _multiply_stacked(rows: torch.Tensor, spans: list[Span], weight: torch.Tensor) -> torch.Tensor:
+def _multiply_stacked(rows: torch.Tensor, groups: Groups, weight: torch.Tensor) -> torch.Tensor:
     def multiply(rows: torch.Tensor, transpose: bool) -> torch.Tensor:
-        return multiply_spans(rows, spans, weight.__getitem__, weight.shape[1 if transpose else 2], transpose=transpose)
+        weights = weight.transpose(1, 2) if transpose else weight
+        return multiply_groups(rows, groups, weights.unbind().__getitem__, weights.shape[2])
 
     return FrozenProduct.apply(rows.to(weight.dtype), multiply)
 
@@ -150,9 +163,9 @@ def run_frozen_experts(
         `[n_tokens, hidden]`.
     """
     routed = RoutedRows(hidden_states, top_k_index)
-    spans = read_spans(routed.offsets(torch.arange(experts.num_experts, device=hidden_states.device)))
-    product = _multiply_stacked(routed.rows, spans, experts.gate_up_proj)
-    product = _multiply_stacked(experts._apply_gate(product), spans, experts.down_proj)
+    groups = read_groups(routed.offsets(torch.arange(experts.num_experts, device=hidden_states.device)))
+    product = _multiply_stacked(routed.rows, groups, experts.gate_up_proj)
+    product = _multiply_stacked(experts._apply_gate(product), groups, experts.down_proj)
     return routed.combine(product, top_k_weights).to(hidden_states.dtype)
 
 

@@ -20,12 +20,12 @@ from transformers.integrations.moe import _grouped_mm
 from dsocr.models.frozen_experts import (
     ONE_KERNEL,
     FrozenProduct,
+    Groups,
     RoutedRows,
-    Span,
     has_grouped_kernel,
     log_path,
-    multiply_spans,
-    read_spans,
+    multiply_groups,
+    read_groups,
 )
 
 
@@ -156,17 +156,22 @@ class Experts4bit(nn.Module):
             packed.reshape(-1, 1), scales.flatten(), BLOCK_SIZE, self.quant_type, shape, self.compute_dtype
         )
 
-    def _one_by_one(self, name: str) -> Callable[[int], torch.Tensor]:
+    def _one_by_one(self, name: str, transpose: bool) -> Callable[[int], torch.Tensor]:
         packed, scales = getattr(self, name), self._scales(name)
-        return lambda expert: self._unpack(name, packed[expert : expert + 1], scales[expert : expert + 1])[0]
 
-    def _multiply(self, name, rows, offsets, chosen, spans: list[Span] | None):
+        def weight(expert: int) -> torch.Tensor:
+            unpacked = self._unpack(name, packed[expert : expert + 1], scales[expert : expert + 1])[0]
+            return unpacked.t() if transpose else unpacked
+
+        return weight
+
+    def _multiply(self, name, rows, offsets, chosen, groups: Groups | None):
         _, out_features, in_features = self.shape(name)
 
         def multiply(rows: torch.Tensor, transpose: bool) -> torch.Tensor:
-            if spans is not None:
+            if groups is not None:
                 columns = out_features if transpose else in_features
-                return multiply_spans(rows, spans, self._one_by_one(name), columns, transpose=transpose)
+                return multiply_groups(rows, groups, self._one_by_one(name, transpose), columns)
             weight = self.dequantize(name, chosen)
             return _grouped_mm(rows, weight.transpose(-2, -1) if transpose else weight, offs=offsets)
 
@@ -197,7 +202,7 @@ class Experts4bit(nn.Module):
             `[n_tokens, hidden]`.
         """
         routed = RoutedRows(hidden_states, top_k_index)
-        chosen = spans = None
+        chosen = groups = None
         # Fake tensors (the memory plan) have no row numbers to read; their plan holds for the kernel, which needs more.
         fake = isinstance(routed.expert_ids, FakeTensor)
         in_one_kernel = fake or has_grouped_kernel(hidden_states.device, self.compute_dtype)
@@ -210,9 +215,9 @@ class Experts4bit(nn.Module):
         experts = torch.arange(self.num_experts, device=hidden_states.device) if chosen is None else chosen
         offsets = routed.offsets(experts)
         if not in_one_kernel:
-            spans = read_spans(offsets)
-        gate, up = self._multiply("gate_up_proj", routed.rows, offsets, chosen, spans).chunk(2, dim=-1)
-        product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen, spans)
+            groups = read_groups(offsets)
+        gate, up = self._multiply("gate_up_proj", routed.rows, offsets, chosen, groups).chunk(2, dim=-1)
+        product = self._multiply("down_proj", self.act_fn(gate) * up, offsets, chosen, groups)
         return routed.combine(product, top_k_weights).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
