@@ -175,6 +175,7 @@ def broken(given):
     yield
 
 
+@pytest.mark.slow
 def test_steps_that_die_hang_or_cannot_begin_end_alone(tiny_setup, monkeypatch):
     """In a forked process, which has the steps of this test."""
     monkeypatch.setattr(steps, "_process_context", lambda given: multiprocessing.get_context("fork"))

@@ -52,7 +52,7 @@ def test_live_memory_counts_storages_once_and_forgets_them():
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("mode", ["base", "gundam"])
 @pytest.mark.parametrize("four_bit", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_planned_peak_of_a_step_is_the_measured_one(version, mode, four_bit, batch_size):
     """Tensor by tensor, on the CPU. The released shapes were measured by recipes/measure_memory.py (docs/memory.md)."""
     config = build_tiny_model(version)[0].config
@@ -122,6 +122,7 @@ def test_other_types_than_bf16_are_planned_too():
     assert single.language_bytes == 2 * brain.language_bytes
 
 
+@pytest.mark.slow
 def test_what_costs_memory_costs_memory():
     config = build_tiny_model("v1")[0].config
     base = MemorySettings(target_modules=LANGUAGE_MODEL_TARGETS, eval_batch_size=1)

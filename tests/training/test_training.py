@@ -9,8 +9,9 @@ import torch
 from helpers.adapters import shipped_rules
 from helpers.training import TASK_TYPES, build_trainer, line_dataset, logged_losses
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
+from dsocr.cli.training import recipe_defaults
 from dsocr.common.errors import TrainingDivergedError
 from dsocr.lab.tiny import build_tiny_model
 from dsocr.models import load_adapter, load_model
@@ -126,6 +127,19 @@ def test_resuming_continues_to_the_same_losses(tmp_path, dataset):
     moments = [trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed)]
     for index, state in moments[0].items():
         assert torch.allclose(state["exp_avg"], moments[1][index]["exp_avg"], atol=1e-7)
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(tmp_path, dataset):
+    """Two evaluations without a better CER before the kill, and one after it, are three."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"metric_for_best_model": "eval_cer", "load_best_model_at_end": True, "learning_rate": 0.0}
+    options |= {name: recipe_defaults()[name] for name in ("restore_callback_states_from_checkpoint",)}
+    options["eval_dataset"] = dataset.select(range(2))
+    part = build_trainer(tmp_path, dataset, callbacks=[EarlyStoppingCallback(3), StopAt(3)], **options)
+    part.train()
+    resumed = build_trainer(tmp_path, dataset, callbacks=[EarlyStoppingCallback(3)], **(options | {"max_steps": 9}))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 4
 
 
 def test_resuming_from_the_last_step_trains_no_further_one(tmp_path, dataset):
