@@ -4,9 +4,12 @@ Only this room knows the argument classes. Each function builds a dataclass of a
 plain parameters, so that a type checker sees both sides of every name.
 """
 
+import logging
 from pathlib import Path
 
-from dsocr.cli.training import ParsedArguments
+import torch
+
+from dsocr.cli.training import ParsedArguments, Undecided
 from dsocr.common.run_files import VISION_CACHE_FOLDER
 from dsocr.data.training_sets import DataOptions
 from dsocr.models.loading import planned_dtype
@@ -15,6 +18,9 @@ from dsocr.reading.replay import ReplayOptions
 from dsocr.samples.vision_cache.options import CacheOptions
 from dsocr.training.memory_plan.plan_report import PlanReport, plan_run
 from dsocr.training.memory_plan.settings import MemorySettings
+
+
+logger = logging.getLogger(__name__)
 
 
 def data_options(args: ParsedArguments) -> DataOptions:
@@ -65,10 +71,13 @@ def cache_options(args: ParsedArguments, n_samples: int) -> CacheOptions:
     if args.training.max_steps > 0:
         per_step = args.training.train_batch_size * args.training.gradient_accumulation_steps * args.training.world_size
         again = args.training.max_steps * per_step > n_samples
+    # Where images are cut in every step, workers may be chosen later (`dsocr.cli.machine_choices`), and each would need a copy.
+    undecided = isinstance(args.training.dataloader_num_workers, Undecided) and torch.cuda.is_available()
+    alone = args.training.world_size == 1 and args.training.dataloader_num_workers == 0
     return CacheOptions(
         place=args.script.vision_cache,
         run_folder=Path(args.training.output_dir) / VISION_CACHE_FOLDER,
-        in_memory=args.training.world_size == 1 and args.training.dataloader_num_workers == 0,
+        in_memory=alone and not (undecided and (args.script.augment or not again)),
         augment=args.script.augment,
         train_again=again,
     )
@@ -93,6 +102,9 @@ def memory_settings(args: ParsedArguments) -> MemorySettings:
 
 def plan_arguments(args: ParsedArguments) -> PlanReport:
     """Plan the memory of a parsed command line."""
+    size = args.training.per_device_train_batch_size
+    if isinstance(size, Undecided):
+        logger.info("the plan is for a batch of %d: auto is decided when the run starts, by its GPU's memory", size)
     return plan_run(
         args.model.model_name_or_path,
         memory_settings(args),

@@ -94,7 +94,9 @@ class RecipeParser(TrlParser):
 
     def names(self, dest: str, argv: Sequence[str]) -> bool:
         """Whether a flag stands on a command line, or in the config file that `parse` took."""
-        return dest in self._configured or any(word.split("=")[0] == f"--{dest}" for word in argv)
+        return dest in self._configured or any(
+            word.startswith("--") and word[2:].split("=")[0].replace("-", "_") == dest for word in argv
+        )
 
     def _find_config(self, argv: Sequence[str]) -> str | None:
         # Use a separate parser: this one would refuse a missing required flag, although the config file may give it.

@@ -91,11 +91,16 @@ def blamed_on(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    # A missing library is not the file's fault.
+    except ImportError:
+        raise
     except Exception as error:
         if explain(error) is not None:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        raise ValueError(f"{path} is damaged, or holds values that do not fit each other ({reason}).") from error
+        raise ValueError(
+            f"{path} cannot be loaded: it is damaged, its values do not fit each other, or a library fails on it ({reason})."
+        ) from error
 
 
 @contextlib.contextmanager

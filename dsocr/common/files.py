@@ -66,6 +66,20 @@ def begin_waiting_folder(folder: str | Path) -> Path:
     return waiting
 
 
+def set_aside(path: str | Path) -> None:
+    """Rename a file, if it is there, to `<name>.old`: before what belongs to it is replaced.
+
+    It fails, with nothing replaced yet, while another program (Excel, on Windows) holds the file open. A stop between this
+    and the new file leaves the old one under that name.
+
+    Raises:
+        OSError: the file cannot be renamed.
+    """
+    path = Path(path)
+    if path.exists():
+        os.replace(path, path.with_name(f"{path.name}.old"))
+
+
 def move_waiting(folder: str | Path) -> None:
     """Move the files of `<name>.part` into the folder, where other files stay."""
     folder, waiting = Path(folder), name_partial(folder)

@@ -164,7 +164,7 @@ def _check(source: Any) -> tuple[tuple[int, int], Image.Image]:
         raise UnreadableImageError(f"{name}: holds {frames} pages; a row takes one, split the file.", "several_pages")
     try:
         # A JPEG is decoded at an eighth of its size; Pillow still goes through every byte.
-        image.draft("RGB", (image.width // _DRAFT, image.height // _DRAFT))
+        image.draft("RGB", (max(1, image.width // _DRAFT), max(1, image.height // _DRAFT)))
         image.load()
         # Pixels of the image itself: where those differ, the image is not blank, and nobody looks at the others.
         plain = image.mode in _PLAIN_MODES and "transparency" not in image.info

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dsocr.common.files import begin_waiting_folder, move_waiting, write_then_rename
+from dsocr.common.files import begin_waiting_folder, move_waiting, set_aside, write_then_rename
 from dsocr.common.run_files import IMAGES_FOLDER, METADATA_NAME
 
 
@@ -253,5 +253,7 @@ def write_dataset(folder: str | Path, lines: Iterable[SyntheticLine]) -> Path:
             line.image.save(waiting / name)
             row = {"image": f"{IMAGES_FOLDER}/{name}", "text": line.text, "script": line.script, "font": line.font}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        set_aside(metadata)
         move_waiting(images)
+    metadata.with_name(f"{metadata.name}.old").unlink(missing_ok=True)
     return metadata

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,13 @@ def _load_config(folder: Path, stored: dict[str, torch.Tensor]) -> LoraConfig:
             raise ValueError(
                 f"{folder / ADAPTER_CONFIG_NAME}: rank {rank}, where the largest side of a tensor is {largest}."
             )
+    patterns = [key for key in (*config.rank_pattern, *config.alpha_pattern) if not re.fullmatch(r"[\w.]+", key)]
+    if patterns:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG_NAME}: {patterns[0]!r:.80} is an expression where a module's name belongs."
+        )
+    # The stored tensors name the modules, so nothing has to be left out of an expression's matches.
+    config.exclude_modules = None
     if isinstance(config.target_modules, str):
         names = {key.split(".lora_")[0] for key in stored if ".lora_" in key and ".experts" not in key}
         config.target_modules = {name.removeprefix("base_model.model.") for name in names}
@@ -198,6 +206,7 @@ def load_adapter(
             # Hide PEFT's warning: `_check_every_tensor` raises an error for the same fault.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             if isinstance(model, PeftModel):
+                _load_config(folder, stored)
                 model.load_adapter(folder, adapter_name=adapter_name, is_trainable=is_trainable)
                 model.set_adapter(adapter_name)
             else:

@@ -70,8 +70,9 @@ def _load_source(source: str, options: ReplayOptions, bad: BadSamples) -> Datase
     folder = Path(source)
     if not folder.is_dir() or has_metadata(folder):
         found = Source(source, bad, image_column=options.image_column, text_column=options.text_column)
-        # Never what another run evaluates on.
-        return found.load(TRAIN if found.has_split(TRAIN) else None, measure=_measure_image)
+        # Never what another run evaluates on, nor rows of a misspelt split.
+        names_splits = bool(found.count_splits()) or found.has_split(TRAIN)
+        return found.load(TRAIN if names_splits else None, measure=_measure_image)
     images = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise FileNotFoundError(f"--replay_dataset {source}: no metadata file and no image in this folder.")

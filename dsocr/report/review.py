@@ -7,7 +7,7 @@ spreadsheet would take for formulas are guarded, and loading undoes that.
 import csv
 from pathlib import Path
 
-from dsocr.common.files import begin_waiting_folder, move_waiting, write_then_rename
+from dsocr.common.files import begin_waiting_folder, move_waiting, set_aside, write_then_rename
 from dsocr.data.tables import FORMULA_START, GUARD_COLUMN, guard_cells
 from dsocr.data.texts import normalize
 from dsocr.reading.transcription import TranscribedLine, TranscribedPage
@@ -59,7 +59,9 @@ class ReviewWriter:
             writer = csv.DictWriter(file, [*COLUMNS, GUARD_COLUMN])
             writer.writeheader()
             writer.writerows(map(guard_cells, rows))
+            set_aside(table)
             move_waiting(self._images)
+        table.with_name(f"{table.name}.old").unlink(missing_ok=True)
         if self.path.suffix.lower() == ".csv":
             return [table]
         pictures = [embed_image(str(self.path.parent / row["image"])) for row in rows]

@@ -9,7 +9,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dsocr.common.files import load_json
-from dsocr.common.run_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CHECKPOINT_PATTERN, TRAINER_STATE_NAME
+from dsocr.common.run_files import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    CHECKPOINT_PATTERN,
+    REPLAY_ANSWERS_NAME,
+    TRAINER_STATE_NAME,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +93,8 @@ def resolve_resume(value: str | bool | None, output_dir: str | Path, *, replace:
         if replace:
             for path in earlier:
                 shutil.rmtree(path, ignore_errors=True)
+            # Answers of another draw of lines.
+            (Path(output_dir) / REPLAY_ANSWERS_NAME).unlink(missing_ok=True)
         elif earlier:
             names = ", ".join(path.name for path in earlier[:3])
             raise ValueError(

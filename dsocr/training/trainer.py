@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from dsocr.common.errors import TrainingDivergedError
@@ -80,6 +80,7 @@ class OcrTrainer(SFTTrainer):
             # Add lengths to the evaluation set too: Trainer groups it by length as well.
             for name in ("train_dataset", "eval_dataset"):
                 kwargs[name] = _with_lengths(kwargs.get(name), kwargs["processing_class"], kwargs["args"])
+        self._train_sampler: LengthSampler | None = None
         super().__init__(**kwargs)
         if getattr(self.model, "is_loaded_in_4bit", False):
             # Undo TRL's cast to bf16 of an adapter on a 4-bit base: bf16 would round small optimizer steps away.
@@ -108,7 +109,8 @@ class OcrTrainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthSampler(list(dataset[self.args.length_column_name]), rows, seed)
+        self._train_sampler = LengthSampler(list(dataset[self.args.length_column_name]), rows, seed)
+        return self._train_sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         """The sampler of the evaluated rows: the same on every process, like that of the training rows."""
@@ -269,8 +271,23 @@ class OcrTrainer(SFTTrainer):
         # midst of an epoch, it would train one step too many. This can go when Trainer asks before the step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        if self._train_sampler is not None:
+            # accelerate tells the sampler its epoch, but not through the wrappers of a resume in the midst of an epoch.
+            self._train_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        """Restore what callbacks counted; the patience is the command line's, which Trainer would overwrite."""
+        named = [
+            callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        ]
+        super()._load_callback_state()
+        restored = [call for call in self.callback_handler.callbacks if isinstance(call, EarlyStoppingCallback)]
+        for callback, patience in zip(restored, named, strict=True):
+            callback.early_stopping_patience = patience
 
     def _load_best_model(self):
         super()._load_best_model()

@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SkipBatchSampler
 from helpers.training import build_trainer, line_dataset
 from torch.utils.data import BatchSampler
+from transformers import Trainer
 
 from dsocr.training.sampling import LengthSampler
 
@@ -38,6 +39,27 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_processes():
         assert set(alone[8 * step : 8 * step + 8]) == {
             row for rank in together for row in rank[4 * step : 4 * step + 4]
         }
+
+
+def test_a_resume_in_the_midst_of_an_epoch_goes_on_in_that_epochs_order(tmp_path, lines, monkeypatch):
+    """With two processes, accelerate's wrappers hide the sampler: the trainer tells it the epoch itself."""
+    sampler = LengthSampler(LENGTHS, 8, seed=3)
+    hidden = SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler, 2, drop_last=False), 2, 0), skip_batches=3)
+    loader = DataLoaderShard(list(range(64)), batch_sampler=hidden)
+    loader.set_epoch(1)
+    assert loader.dataset and sampler._epoch == 0, "this test can go when accelerate reaches it"
+    trainer = build_trainer(
+        tmp_path,
+        line_dataset(tmp_path, lines),
+        max_steps=1,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+    )
+    trainer._get_train_sampler()
+    trainer.state.max_steps = 1
+    monkeypatch.setattr(Trainer, "_run_epoch", lambda self, **given: None)
+    trainer._run_epoch(epoch=3)
+    assert trainer._train_sampler._epoch == 3
 
 
 def test_rows_of_a_step_have_about_the_same_length():

@@ -130,16 +130,19 @@ def test_resuming_continues_to_the_same_losses(tmp_path, dataset):
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(tmp_path, dataset):
-    """Two evaluations without a better CER before the kill, and one after it, are three."""
+    """Two evaluations without a better CER before the kill, and one after it, are three; the patience is the new run's."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     options |= {"metric_for_best_model": "eval_cer", "load_best_model_at_end": True, "learning_rate": 0.0}
     options |= {name: recipe_defaults()[name] for name in ("restore_callback_states_from_checkpoint",)}
-    options["eval_dataset"] = dataset.select(range(2))
+    options |= {"eval_dataset": dataset.select(range(2)), "save_total_limit": 9}
     part = build_trainer(tmp_path, dataset, callbacks=[EarlyStoppingCallback(3), StopAt(3)], **options)
     part.train()
     resumed = build_trainer(tmp_path, dataset, callbacks=[EarlyStoppingCallback(3)], **(options | {"max_steps": 9}))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.state.global_step == 4
+    longer = build_trainer(tmp_path, dataset, callbacks=[EarlyStoppingCallback(5)], **(options | {"max_steps": 9}))
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert longer.state.global_step == 6
 
 
 def test_resuming_from_the_last_step_trains_no_further_one(tmp_path, dataset):

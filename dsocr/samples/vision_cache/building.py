@@ -28,6 +28,8 @@ from dsocr.samples.vision_cache.tower import extend_tower, feature_width, find_t
 logger = logging.getLogger(__name__)
 
 _IMAGES_PER_FILE = 64
+# Of the files; a folder of an earlier format is another folder.
+_FORMAT = 2
 
 # Makes the context for a forward pass; training's own, with autocast for example.
 MakeContext = Callable[[], AbstractContextManager]
@@ -57,7 +59,8 @@ def feature_bytes(geometry: ImageGeometry, size: tuple[int, int], width: int, it
 
 
 def _identity(model: PreTrainedModel, geometry: ImageGeometry, dtype: torch.dtype) -> str:
-    return hashlib.blake2b(f"{tower_fingerprint(model)} {geometry} {dtype}".encode(), digest_size=8).hexdigest()
+    name = f"{_FORMAT} {tower_fingerprint(model)} {geometry} {dtype}"
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def _look_at(place: tuple[Dataset, int]) -> tuple[str, str | None, KnownFile, tuple[int, int]]:

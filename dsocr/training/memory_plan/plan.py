@@ -135,8 +135,9 @@ def _optimizer_bytes(trained: list[torch.Tensor], optim: str) -> int:
     return count * 8
 
 
-# The two parts of an evaluation's peak.
-_READ_VISION, _READ_LANGUAGE = "evaluation_vision", "evaluation_language"
+# Parts of the language model's peak in training, and of an evaluation's.
+_FORWARD, _BACKWARD = "language_forward", "language_backward"
+_READ_VISION, _READ_PROMPT, _READ_ANSWER = "evaluation_vision", "evaluation_prompt", "evaluation_answer"
 
 # Makes the vision features of a batch of the given size, `[batch, image tokens, hidden]`.
 _See = Callable[[int], torch.Tensor]
@@ -161,8 +162,7 @@ def _train_step(model, adapted, see: _See, settings, memory, static) -> dict[str
     memory.restart_peak()
     del hidden
     loss.backward()
-    phases["language_bytes"] = max(forward, memory.peak - static)
-    return phases
+    return phases | {_FORWARD: forward, _BACKWARD: memory.peak - static}
 
 
 def _evaluate(model, adapted, see: _See, settings, memory, static) -> dict[str, int]:
@@ -183,8 +183,17 @@ def _evaluate(model, adapted, see: _See, settings, memory, static) -> dict[str, 
         grown = settings.eval_batch_size * settings.answer_tokens * per_token * settings.dtype.itemsize
         logits = settings.eval_batch_size * text.vocab_size * 4 * 3
         full_cache = memory.live - static + grown * text.num_hidden_layers
-        language = max(memory.peak - static, full_cache + logits)
-    return {_READ_VISION: vision, _READ_LANGUAGE: language}
+    return {_READ_VISION: vision, _READ_PROMPT: memory.peak - static, _READ_ANSWER: full_cache + logits}
+
+
+def _combine(phases: dict[str, int]) -> dict[str, int]:
+    """The largest part of each phase. Parts are extrapolated one by one: each grows evenly with the layers, their maximum not."""
+    return {
+        "vision_bytes": phases["vision_bytes"],
+        "language_bytes": max(phases[_FORWARD], phases[_BACKWARD]),
+        "logits_bytes": phases["logits_bytes"],
+        "evaluation_bytes": max(phases[_READ_VISION], phases[_READ_PROMPT], phases[_READ_ANSWER]),
+    }
 
 
 def _measure_phases(
@@ -214,9 +223,8 @@ def _measure_phases(
 
             phases = _train_step(model, adapted, see, settings, memory, static)
             phases |= _evaluate(model, adapted, see, settings, memory, static)
-    return (
-        phases if with_vision else {name: phases[name] for name in ("logits_bytes", "language_bytes", _READ_LANGUAGE)}
-    )
+    seen = ("vision_bytes", _READ_VISION)
+    return phases if with_vision else {name: size for name, size in phases.items() if name not in seen}
 
 
 def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: MemorySettings) -> MemoryPlan:
@@ -248,8 +256,7 @@ def plan_memory(config: PreTrainedConfig, geometry: ImageGeometry, settings: Mem
         deeper = _measure_phases(make_shallow(config, SHALLOW + 1), geometry, settings, with_vision=False)
         for name, size in deeper.items():
             phases[name] += (count_sparse(config) - SHALLOW) * (size - phases[name])
-    phases = {name: factor * size for name, size in phases.items()}
-    phases["evaluation_bytes"] = max(phases.pop(_READ_VISION), phases.pop(_READ_LANGUAGE))
+    phases = {name: factor * size for name, size in _combine(phases).items()}
     # foreach optimizers hold a copy or two of the gradients during the update.
     phases["update_bytes"] = gradients
     return MemoryPlan(
