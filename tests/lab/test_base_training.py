@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dsocr.common.files import load_json
+from dsocr.lab.base import column_reader
 from dsocr.lab.base.chunks import LineSources, build_chunk
 from dsocr.lab.base.column_reader import SYMBOLS_PER_COLUMN, ColumnReader, _misspell, joint_losses
 from dsocr.lab.base.curriculum import (
@@ -100,7 +101,12 @@ def test_two_rows_of_tiles_train_the_language_model_alone():
     assert two.reader is None and two.total.item() == pytest.approx(two.language.item(), rel=1e-5)
     # Nothing is read yet, so no letter has a column to look at.
     assert one.reader.item() > 1.5 and one.guidance.item() == 0
-    assert one.total.item() == pytest.approx(one.language.item() + one.reader.item(), rel=1e-5)
+    # And a line that nobody reads does not teach the decoder.
+    assert one.total.item() == pytest.approx(one.reader.item(), rel=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(column_reader, "SHOWN", 100.0)
+        shown = joint_losses(model, reader, processor, rows[1:])
+    assert shown.total.item() == pytest.approx(shown.language.item() + shown.reader.item(), rel=1e-5)
 
 
 def test_some_letters_behind_the_decoder_are_wrong_and_none_that_it_must_write():

@@ -23,6 +23,9 @@ from dsocr.samples.processor import OcrProcessor
 SYMBOLS_PER_COLUMN = 4
 # CTC loss per letter up to which a line's letters have a place to look at.
 PLACED = 1.5
+# CTC loss per letter up to which a line teaches the decoder. From lines that nobody can read it learns to make text up: French,
+# from the real lines, "de de de" on every hand.
+SHOWN = 2.0
 # Largest share of letters that a line's decoder is shown wrong.
 MISSPELT = 0.3
 # Weight of the guided attention beside the language loss and the CTC loss.
@@ -56,7 +59,7 @@ class JointLosses(NamedTuple):
     """Losses of lines of one tile grid.
 
     Attributes:
-        total: What is minimised, a scalar.
+        total: What is minimised, a scalar: CTC loss, guidance, and the language loss of the lines that are read.
         language: Language loss of every line, the mean over its letters and its end, `[lines]`, without gradients.
         reader: CTC loss of every line per letter, `[lines]`, without gradients; `None` where the grid has several rows of
             tiles, which the auxiliary reader cannot follow.
@@ -69,11 +72,12 @@ class JointLosses(NamedTuple):
     guidance: torch.Tensor
 
 
-def _language_of_lines(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _language_of_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the language loss over each line's letters and its end, and their number, `[lines]` each."""
     losses = functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
     )
-    return losses.sum(1) / (labels[:, 1:] != IGNORED).sum(1)
+    return losses.sum(1), (labels[:, 1:] != IGNORED).sum(1)
 
 
 def _read_columns(
@@ -131,11 +135,13 @@ def joint_losses(
         batch["input_ids"] = _misspell(batch, processor.tokenizer.eos_token_id, generator)
     images = {name: batch.pop(name) for name in list(batch) if name.startswith(("pixel_values", "num_", "patches_"))}
     outputs = model.model.get_image_features(**images, return_dict=True)
+    labels = batch.pop("labels")
     read = model(**batch, mm_encoder_outputs={"image": outputs}, output_attentions=True)
-    language = _language_of_lines(read.logits.detach(), batch["labels"])
+    sums, counts = _language_of_lines(read.logits, labels)
+    language = (sums / counts).detach()
     tile_columns, tile_rows = images["patches_grid"][0]
     if tile_rows > 1:
-        return JointLosses(read.loss, language, None, torch.zeros(()))
+        return JointLosses(sums.sum() / counts.sum(), language, None, torch.zeros(()))
     columns = int(tile_columns) * TILE_TOKENS
     losses, placed = _read_columns(
         reader,
@@ -148,8 +154,10 @@ def joint_losses(
         read.attentions,
         placed,
         first_image=int((batch["input_ids"][0] == processor.image_token_id).nonzero()[0]),
-        first_answer=int((batch["labels"][0] != IGNORED).nonzero()[0]),
+        first_answer=int((labels[0] != IGNORED).nonzero()[0]),
         shape=(TILE_TOKENS, columns),
     )
-    total = read.loss + losses.mean() + GUIDANCE_WEIGHT * guidance
+    shown = losses.detach() <= SHOWN
+    taught = sums[shown].sum() / counts[shown].sum().clamp(min=1)
+    total = taught + losses.mean() + GUIDANCE_WEIGHT * guidance
     return JointLosses(total, language, losses.detach(), guidance.detach())
