@@ -21,6 +21,7 @@ from dsocr.common.logs import Stages, setup_logging
 from dsocr.common.machine import describe_machine, prepare_process
 from dsocr.lab.arguments import BenchmarkArguments
 from dsocr.lab.cutting_speed import measure_cutting
+from dsocr.lab.expert_speed import measure_experts
 from dsocr.lab.flops import measure_matrix_rate
 from dsocr.lab.parts import measure_data, measure_loading, measure_reading
 from dsocr.lab.random_models import build_random_model, sized_config, sized_processor, write_random_checkpoint
@@ -72,7 +73,7 @@ def main(arguments: BenchmarkArguments) -> None:
         gc.collect()
 
     ################
-    # Reading, loading, cutting
+    # Reading, loading, cutting, experts
     ################
     if "reading" in arguments.parts:
         with stage("reading"):
@@ -88,6 +89,9 @@ def main(arguments: BenchmarkArguments) -> None:
     if "cutting" in arguments.parts:
         with stage("cutting"):
             result["cutting"] = measure_cutting(arguments.repeats)
+    if "experts" in arguments.parts:
+        with stage("experts"):
+            result["experts"] = measure_experts(arguments.repeats)
 
     ################
     # Results

@@ -7,7 +7,7 @@ from dsocr.lab.gpu_check.setup import STEP_NAMES
 from dsocr.lab.random_models import SIZES
 
 
-PARTS = ("training", "reading", "growth", "loading", "cutting")
+PARTS = ("training", "reading", "growth", "loading", "cutting", "experts")
 _VERSION_HELP = "Architecture: DeepSeek-OCR (v1) or DeepSeek-OCR-2 (v2). Default: v1."
 
 
@@ -25,7 +25,7 @@ class BenchmarkArguments:
         ["training", "reading"],
         "What to measure. training: a step by part and by lever, and the data loader; reading: generation; growth: steps "
         "of growing batches, tiles and answers; loading: a checkpoint that is written first (full size: 7 GB); cutting: a line's "
-        "pixels. "
+        "pixels; experts: one layer of them, of the released shape. "
         "Default: training reading.",
         choices=list(PARTS),
     )
