@@ -8,7 +8,7 @@ from helpers.recipes import load_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsocr.cli.parser import parse_recipe
-from dsocr.lab import flops, parts, training_speed
+from dsocr.lab import expert_speed, flops, parts, training_speed
 from dsocr.lab.arguments import BenchmarkArguments
 from dsocr.lab.levers import ALL, LEVERS, PLAIN
 from dsocr.lab.packing import quantize_model
@@ -166,3 +166,12 @@ def test_a_folder_without_the_page_is_refused_before_the_measuring(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"speed\.md does not exist; --docs"):
         run("--output_dir", tmp_path / "out", "--docs", tmp_path)
     assert not list(tmp_path.glob("speed*"))
+
+
+@pytest.mark.slow
+def test_every_path_of_the_experts_is_timed(monkeypatch):
+    monkeypatch.setattr(expert_speed, "EXPERT_ROWS", (8,))
+    monkeypatch.setattr(expert_speed, "EXPERT_TYPES", ("bfloat16",))
+    (column,) = expert_speed.measure_experts(1).values()
+    assert column[expert_speed.REFERENCE]["ratio"] == 1 and expert_speed.HERE in column
+    assert len(column) == 6 and all(path["seconds"] > 0 for path in column.values())

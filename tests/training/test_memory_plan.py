@@ -163,7 +163,7 @@ def test_the_largest_image_costs_the_most_tokens():
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_fits_its_card_and_says_what_was_planned(path):
     arguments = parse_arguments(["--config", str(path), "--plan"], qlora=path.name.startswith("qlora"))
-    script, _, model = arguments
+    script, model = arguments.script, arguments.model
     settings = memory_settings(arguments)
     report = plan_run(model.model_name_or_path, settings, image_mode=script.image_mode, with_savings=False)
     card = int(re.search(r"(\d+)gb", path.stem)[1])
