@@ -124,6 +124,7 @@ def run(*argv):
     load_recipe("benchmark").main(parse_recipe(BenchmarkArguments, list(map(str, argv)), None))
 
 
+@pytest.mark.slow
 def test_the_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parts, "NEW_TOKENS", 4)
     monkeypatch.setattr(training_speed, "ANSWER_TOKENS", 20)

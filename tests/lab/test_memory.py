@@ -12,6 +12,7 @@ from dsocr.lab.arguments import MemoryArguments
 from dsocr.lab.random_models import sized_config, sized_processor, write_random_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", [("bnb", "4bit_vision"), pytest.param((), marks=pytest.mark.slow)])
 def test_the_recipe(monkeypatch, tmp_path, left_out):
     recipe = load_recipe("measure_memory")
